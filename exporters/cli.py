@@ -1,0 +1,99 @@
+"""The command `recserve-export`: build, inspect, verify and diff bundles, and build the demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from recserve.server.bundle.errors import RecserveError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the result is its exit status: 0, or 1 where an error was printed."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        options.run(options, console)
+    except (RecserveError, OSError) as error:
+        console.print(f"recserve-export: {error}", style="red", markup=False, highlight=False)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="recserve-export", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    build = commands.add_parser("build", help="export a bundle, and its user snapshot, from a TOML file")
+    build.add_argument("spec", type=Path, help="the export's specification")
+    build.add_argument("--out", type=Path, required=True, help="receives bundle/, and snapshot/ where the file has one")
+    build.set_defaults(run=_build)
+
+    inspect = commands.add_parser("inspect", help="what a bundle holds")
+    inspect.add_argument("bundle", type=Path)
+    inspect.set_defaults(run=_inspect)
+
+    verify = commands.add_parser("verify", help="check a bundle's files, and replay its golden requests")
+    verify.add_argument("bundle", type=Path)
+    verify.add_argument("--allow-native-code", action="store_true", help="load the bundle's compiled forests")
+    verify.set_defaults(run=_verify)
+
+    diff = commands.add_parser("diff", help="what sets two bundles apart")
+    diff.add_argument("old", type=Path)
+    diff.add_argument("new", type=Path)
+    diff.set_defaults(run=_diff)
+
+    demo = commands.add_parser("demo", help="simulate a marketplace, train on it, and export")
+    demo.add_argument("--out", type=Path, required=True, help="receives bundle/, snapshot/ and recserve.toml")
+    demo.add_argument("--seed", type=int, default=7, help="of the simulation (default %(default)s)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+# Each command imports what it needs: `inspect` should not wait for LightGBM.
+
+
+def _build(options: argparse.Namespace, console: Console) -> None:
+    from recserve.exporters.catalogue import read_items  # noqa: PLC0415
+    from recserve.exporters.export import export_bundle  # noqa: PLC0415
+    from recserve.exporters.snapshot import export_snapshot  # noqa: PLC0415
+    from recserve.exporters.specfile import read_spec  # noqa: PLC0415
+
+    spec, snapshot = read_spec(options.spec)
+    users = None
+    if snapshot is not None:
+        vocabularies = read_items(spec.catalogue, spec.features).vocabularies
+        users = export_snapshot(snapshot, spec.features, vocabularies, options.out / "snapshot")
+    Console().print(export_bundle(spec, options.out / "bundle", snapshot=users, console=console).table())
+
+
+def _inspect(options: argparse.Namespace, _console: Console) -> None:
+    from recserve.exporters.inspect import inspect_bundle  # noqa: PLC0415
+
+    Console().print(inspect_bundle(options.bundle))
+
+
+def _verify(options: argparse.Namespace, _console: Console) -> None:
+    from recserve.exporters.inspect import verify_bundle  # noqa: PLC0415
+
+    Console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
+
+
+def _diff(options: argparse.Namespace, _console: Console) -> None:
+    from recserve.exporters.inspect import diff_bundles  # noqa: PLC0415
+
+    Console().print(diff_bundles(options.old, options.new))
+
+
+def _demo(options: argparse.Namespace, console: Console) -> None:
+    from recserve.exporters.demo.build import build_demo  # noqa: PLC0415
+
+    build_demo(options.out, seed=options.seed, console=console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

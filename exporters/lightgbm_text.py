@@ -1,0 +1,216 @@
+"""LightGBM's model text: what other readers of it drop, and what cannot be followed exactly.
+
+The text is a header of `key=value` lines, then one block of such lines for each tree, whose sizes in bytes the header
+lists. It is read here before LightGBM sees it, because a truncated or edited text makes LightGBM end the process.
+
+A node's decision_type is a bit field: bit 0 a category set instead of a threshold, bit 1 missing values go left, bits 2
+and 3 the missing type (`MissingType`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.exporters.errors import ExportError
+
+LARGEST_CATEGORY = 2**24
+"""float32, the type of every feature, tells neighbouring integers apart up to here."""
+
+
+class MissingType(enum.IntEnum):
+    """What a numeric node takes for missing."""
+
+    NONE = 0
+    """Nothing: NaN is read as 0.0."""
+    ZERO = 1
+    """Zero and NaN."""
+    NAN = 2
+    """NaN."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """The decisions of one tree: arrays by node, empty where it is a single leaf."""
+
+    features: NDArray[np.int64]
+    thresholds: NDArray[np.float64]
+    """Of category nodes: the number of the node's set."""
+    decisions: NDArray[np.int64]
+    set_bounds: NDArray[np.int64]
+    """Set i is `set_words[set_bounds[i] : set_bounds[i + 1]]`."""
+    set_words: NDArray[np.uint32]
+    """Bit b of word w: category 32 * w + b goes left."""
+    linear: bool
+
+    @property
+    def categorical(self) -> NDArray[np.bool_]:
+        """Which nodes ask for a category set."""
+        return (self.decisions & 1).astype(bool)
+
+    @property
+    def missing_types(self) -> NDArray[np.int64]:
+        """`MissingType` of each node; without meaning for category nodes."""
+        return self.decisions >> 2 & 3
+
+    def category_sets(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """(feature, the categories that go left) of each category node."""
+        for node in np.flatnonzero(self.categorical):
+            number = int(self.thresholds[node])
+            words = self.set_words[self.set_bounds[number] : self.set_bounds[number + 1]]
+            bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
+            yield int(self.features[node]), np.flatnonzero(bits)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForestText:
+    """A model text, parsed as far as its decisions."""
+
+    header: Mapping[str, str]
+    """Lines without a value, such as average_output, have an empty one."""
+    trees: Sequence[Tree]
+
+    @property
+    def features(self) -> int:
+        """How many columns the model was trained on."""
+        return int(self.header["max_feature_idx"]) + 1
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Their names, blanks replaced by underscores; Column_0, Column_1, … where it was trained without names."""
+        return self.header["feature_names"].split()
+
+
+@dataclass(frozen=True, slots=True)
+class InputRules:
+    """How the features have to be prepared for compiled code; see NativeForest in manifest.proto."""
+
+    nan_to_zero: tuple[int, ...]
+    categorical: tuple[int, ...]
+
+
+def parse_forest(text: str) -> ForestText:
+    """Parse a model text.
+
+    Raises:
+        ExportError: it is no LightGBM model text, or it is truncated or edited.
+    """
+    head, _, body = text.encode().partition(b"\n\n")
+    header = _fields(head.decode())
+    if not head.startswith(b"tree\n") or not {"max_feature_idx", "feature_names", "tree_sizes"} <= header.keys():
+        raise ExportError("not a LightGBM model text: expected the line 'tree', then a header that ends in tree_sizes")
+    features = int(header["max_feature_idx"]) + 1
+    trees = []
+    for number, size in enumerate(header["tree_sizes"].split()):
+        block, body = body[: int(size)], body[int(size) :]
+        trees.append(_parse_tree(number, block, features))
+    if not body.lstrip(b"\n").startswith(b"end of trees"):
+        raise ExportError(f"the model text does not end after its {len(trees)} trees: it was truncated or edited")
+    return ForestText(header, trees)
+
+
+def input_rules(forest: ForestText) -> InputRules:
+    """Check that compiled code can follow the forest exactly, and say how it wants its inputs.
+
+    Raises:
+        ExportError: several outputs, averaged trees, linear leaves, zeros taken for missing, or a feature that is both
+            number and category; the message tells what to train instead.
+    """
+    _check_shape(forest)
+    nodes = _Nodes.of(forest)
+    categorical = np.unique(nodes.features[nodes.categorical])
+    numeric = np.unique(nodes.features[~nodes.categorical])
+    for feature in np.intersect1d(categorical, numeric):
+        raise ExportError(f"feature {_named(forest, feature)} is a number in some trees and a category in others")
+    takes_zero = ~nodes.categorical & (nodes.missing_types == MissingType.ZERO)
+    for feature in nodes.features[takes_zero]:
+        raise ExportError(
+            f"feature {_named(forest, feature)} takes zeros for missing, which compiled code does not follow: train "
+            "with zero_as_missing=false and NaN for what is missing"
+        )
+    # A feature may have nodes of both types left, where training went on with other data. It stays missing: in a node
+    # that reads NaN as 0.0, Treelite sends missing values the way of 0.0.
+    takes_nan = ~nodes.categorical & (nodes.missing_types == MissingType.NAN)
+    nan_to_zero = np.setdiff1d(numeric, nodes.features[takes_nan])
+    return InputRules(tuple(map(int, nan_to_zero)), tuple(map(int, categorical)))
+
+
+def _fields(lines: str) -> dict[str, str]:
+    return {key: value for key, _, value in (line.partition("=") for line in lines.splitlines())}
+
+
+def _parse_tree(number: int, block: bytes, features: int) -> Tree:
+    """One tree's block; refuses blocks whose arrays are not those of a tree over so many features."""
+    fields = _fields(block.decode(errors="replace"))
+    try:
+        nodes = int(fields["num_leaves"]) - 1
+        tree = Tree(
+            features=np.array(fields["split_feature"].split(), np.int64),
+            thresholds=np.array(fields["threshold"].split(), np.float64),
+            decisions=np.array(fields["decision_type"].split(), np.int64),
+            set_bounds=np.array(fields.get("cat_boundaries", "0").split(), np.int64),
+            set_words=np.array(fields.get("cat_threshold", "").split(), np.uint32),
+            linear=fields.get("is_linear", "0") != "0",
+        )
+        leaves = len(np.array(fields["leaf_value"].split(), np.float64))
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ExportError(
+            f"tree {number} of the model text cannot be read: it was truncated or edited ({error})"
+        ) from error
+    complete = {len(tree.features), len(tree.thresholds), len(tree.decisions), leaves - 1} == {nodes}
+    known = ((tree.features >= 0) & (tree.features < features)).all()
+    if not block.startswith(f"Tree={number}\n".encode()) or not complete or not known:
+        raise ExportError(f"tree {number} of the model text is not whole: it was truncated or edited")
+    return tree
+
+
+def _check_shape(forest: ForestText) -> None:
+    """Refuse forests that do not sum plain leaves to one output."""
+    outputs = forest.header.get("num_tree_per_iteration", "1")
+    if outputs != "1":
+        raise ExportError(
+            f"the model has {outputs} outputs ({forest.header.get('objective')}), a ranker has one per objective: "
+            "train a booster for each"
+        )
+    if "average_output" in forest.header:
+        raise ExportError(
+            "the model averages its trees (boosting=rf), while LightGBM's raw score is their sum: train with "
+            "boosting=gbdt or dart"
+        )
+    if not forest.trees:
+        raise ExportError("the model has no trees: train it before it is exported")
+    for number, tree in enumerate(forest.trees):
+        if tree.linear:
+            raise ExportError(f"tree {number} has linear leaves, which no engine follows: train with linear_tree=false")
+        for feature, categories in tree.category_sets():
+            if categories.size and categories[-1] > LARGEST_CATEGORY:
+                raise ExportError(
+                    f"feature {_named(forest, feature)}: category {categories[-1]} of tree {number} is above 2**24, "
+                    "where float32 no longer tells neighbours apart: number the categories from 0"
+                )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Nodes:
+    """The nodes of all trees, end to end."""
+
+    features: NDArray[np.int64]
+    categorical: NDArray[np.bool_]
+    missing_types: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, forest: ForestText) -> _Nodes:
+        trees = forest.trees
+        return cls(
+            np.concatenate([tree.features for tree in trees]),
+            np.concatenate([tree.categorical for tree in trees]),
+            np.concatenate([tree.missing_types for tree in trees]),
+        )
+
+
+def _named(forest: ForestText, feature: int) -> str:
+    return f"{feature} ({forest.feature_names[feature]})"

@@ -1,0 +1,204 @@
+"""Vector spaces into a bundle: towers, item vectors, user vectors, index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters.errors import ExportError
+from recserve.exporters.indexes import build_index
+from recserve.exporters.spec import SpaceSpec
+from recserve.exporters.towers import (
+    ExportedTower,
+    TowerContext,
+    export_item_tower,
+    export_user_tower,
+    user_vectors,
+)
+from recserve.exporters.writer import BundleWriter
+from recserve.server.bundle.layout import NAME_RULE, is_name, space_file
+from recserve.server.bundle.strings import keys_of
+from recserve.server.pipeline.towers import TowerOutputError, check_vectors, item_feed
+
+Vectors = NDArray[np.float32]
+
+_BATCH: Final = 4096
+_SHOWN: Final = 5
+
+
+def export_space(
+    writer: BundleWriter, spec: SpaceSpec, context: TowerContext, progress: Progress
+) -> manifest_pb2.Space:
+    """Write a space: its towers, vectors and index.
+
+    Args:
+        writer: of the bundle.
+        spec: the space.
+        context: what its towers can read. `context.users` are also the queries that tune the index of a space with a
+            user tower.
+        progress: gets a bar per step that goes through all items.
+
+    Returns:
+        The manifest's entry.
+
+    Raises:
+        ExportError: the spec contradicts itself, a tower or vectors are not what they should be, or the index does
+            not reach its recall.
+    """
+    what = f"space {spec.name!r}"
+    _check_spec(spec, what)
+    vectors, item_tower = _write_items(writer, spec, context, progress)
+    dim = vectors.shape[1]
+    user_tower = None
+    if spec.user_tower is not None:
+        user_tower = export_user_tower(writer, spec.user_tower, spec.name, normalized=spec.normalized, context=context)
+        if user_tower.dim != dim:
+            raise ExportError(f"{user_tower.what} gives {user_tower.dim} dimensions, the items have {dim}")
+    users = _write_users(writer, spec, dim, what)
+    task = progress.add_task(f"{what}: index", total=context.items, visible=spec.index.kind != "exact")
+    index = build_index(
+        spec.index,
+        vectors,
+        _queries(spec, context, user_tower, users, what),
+        writer.path(space_file(spec.name, "index.faiss")),
+        lambda added: progress.advance(task, added),
+    )
+    return manifest_pb2.Space(
+        name=spec.name,
+        dim=dim,
+        metric=manifest_pb2.INNER_PRODUCT,
+        normalized=spec.normalized,
+        index=index,
+        user_tower=user_tower.spec if user_tower else None,
+        item_tower=item_tower.spec if item_tower else None,
+        user_vectors=0 if users is None else len(users),
+    )
+
+
+def _check_spec(spec: SpaceSpec, what: str) -> None:
+    problems = [] if is_name(spec.name) else [f"a space's name has {NAME_RULE}"]
+    metric: str = spec.metric  # read from files as well
+    if metric != "inner_product":
+        problems.append(
+            f"metric {metric!r} is not supported: normalise the vectors and use 'inner_product', which then orders "
+            "items as cosine and Euclidean distance do"
+        )
+    if (spec.item_tower is None) == (spec.item_vectors is None):
+        problems.append("give either item_tower or item_vectors")
+    if spec.user_tower is not None and spec.user_vectors is not None:
+        problems.append("give either user_tower or user_vectors, or neither for similarity only")
+    if (spec.user_vectors is None) != (spec.user_ids is None):
+        problems.append("user_vectors and user_ids belong together")
+    if problems:
+        raise ExportError(f"{what}: " + "; ".join(problems))
+
+
+# --------------------------------------------------------------------------------------------------------------- items
+
+
+def _write_items(
+    writer: BundleWriter, spec: SpaceSpec, context: TowerContext, progress: Progress
+) -> tuple[Vectors, ExportedTower | None]:
+    """Write vectors.npy, and give it back mapped."""
+    file = space_file(spec.name, "vectors.npy")
+    if spec.item_tower is not None:
+        tower = export_item_tower(writer, spec.item_tower, spec.name, normalized=spec.normalized, context=context)
+        return _write(writer, file, (context.items, tower.dim), _embedded(tower, spec, context, progress)), tower
+    what = f"item vectors of space {spec.name!r}"
+    given = _open_vectors(spec.item_vectors, what)
+    if len(given) != context.items:
+        raise ExportError(f"{what}: {len(given)} rows, but the catalogue has {context.items} items")
+    return _write(writer, file, given.shape, _checked(given, normalized=spec.normalized, what=what)), None
+
+
+def _embedded(tower: ExportedTower, spec: SpaceSpec, context: TowerContext, progress: Progress) -> Iterator[Vectors]:
+    """The items' vectors by the item tower, in batches."""
+    task = progress.add_task(f"space {spec.name!r}: item vectors", total=context.items)
+    for start in range(0, context.items, _BATCH):
+        rows = np.arange(start, min(start + _BATCH, context.items), dtype=np.int64)
+        yield tower.run(item_feed(tower.spec, context.columns, rows), normalized=spec.normalized)
+        progress.advance(task, rows.size)
+
+
+def _write(writer: BundleWriter, file: str, shape: tuple[int, ...], blocks: Iterable[Vectors]) -> Vectors:
+    """Write vectors block by block, and give them back mapped."""
+    with writer.rows(file, np.float32, shape) as target:
+        for block in blocks:
+            target.append(block)
+    mapped: Vectors = np.load(writer.path(file), mmap_mode="r")
+    return mapped.view(np.ndarray)
+
+
+def _open_vectors(source: Vectors | Path | None, what: str) -> Vectors:
+    """Given vectors, mapped where they are a file; shape and type are checked here, values as they are copied."""
+    if isinstance(source, Path):
+        try:
+            source = np.load(source, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ExportError(f"{what}: cannot be read as a .npy array: {error}") from error
+    if not isinstance(source, np.ndarray) or source.dtype != np.float32 or source.ndim != 2 or 0 in source.shape:
+        found = f"{source.dtype} {list(source.shape)}" if isinstance(source, np.ndarray) else type(source).__name__
+        raise ExportError(f"{what}: expected float32 [rows, dim] with at least one of each, found {found}")
+    return source
+
+
+def _checked(vectors: Vectors, *, normalized: bool, what: str) -> Iterator[Vectors]:
+    """Given vectors in blocks, each checked before it is handed out."""
+    for start in range(0, len(vectors), _BATCH):
+        block = vectors[start : start + _BATCH]
+        try:
+            check_vectors(block, normalized=normalized, what=what, first_row=start)
+        except TowerOutputError as error:
+            raise ExportError(str(error)) from error
+        yield block
+
+
+# --------------------------------------------------------------------------------------------------------------- users
+
+
+def _write_users(writer: BundleWriter, spec: SpaceSpec, dim: int, what: str) -> Vectors | None:
+    """Write user_vectors.npy and user_keys.npy in the order of the keys, and give the vectors back."""
+    if spec.user_vectors is None or spec.user_ids is None:
+        return None
+    whose = f"user vectors of {what}"
+    vectors = _open_vectors(spec.user_vectors, whose)
+    if vectors.shape != (len(spec.user_ids), dim):
+        raise ExportError(
+            f"{whose}: expected [{len(spec.user_ids)} user ids, {dim} dimensions], found {list(vectors.shape)}"
+        )
+    for _ in _checked(vectors, normalized=spec.normalized, what=whose):
+        pass
+    keys = keys_of(spec.user_ids)
+    order = np.argsort(keys, kind="stable")
+    _refuse_repeated(spec.user_ids, keys, order, whose)
+    writer.array(space_file(spec.name, "user_keys.npy"), keys[order])
+    blocks = (vectors[order[start : start + _BATCH]] for start in range(0, len(order), _BATCH))
+    return _write(writer, space_file(spec.name, "user_vectors.npy"), vectors.shape, blocks)
+
+
+def _refuse_repeated(user_ids: Sequence[str], keys: NDArray[np.uint64], order: NDArray[np.int64], whose: str) -> None:
+    again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if again.size:
+        pairs = [(int(order[at]), int(order[at + 1])) for at in again[:_SHOWN]]
+        listed = "; ".join(f"{user_ids[a]!r} in row {a} and {user_ids[b]!r} in row {b}" for a, b in pairs)
+        raise ExportError(f"{whose}: {again.size} ids are repeated or have the same key: {listed}")
+
+
+def _queries(
+    spec: SpaceSpec, context: TowerContext, tower: ExportedTower | None, users: Vectors | None, what: str
+) -> Vectors | None:
+    """Users to tune the index on; None: the space knows none, and its queries are items."""
+    if tower is None or spec.index.kind == "exact":
+        return users
+    if context.users is None:
+        raise ExportError(
+            f"{what}: the index is tuned on vectors of users, and there are none: export with a user snapshot, or use "
+            "kind 'exact'"
+        )
+    return user_vectors(tower, context, context.users)

@@ -1,0 +1,74 @@
+"""FeatureProgram: checks its inputs once in Python, then computes the matrix in one call without the GIL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.kernels._arrays import check_array
+from recserve.kernels.features._program import Kernel
+from recserve.kernels.features.batch import FeatureBatch, ItemArrays
+from recserve.kernels.features.checks import InputChecks
+from recserve.kernels.features.definition import FeatureSchema
+from recserve.kernels.features.lowering import lower
+
+
+class FeatureProgram:
+    """A compiled feature schema. Immutable: any number of threads may call `compute` at once.
+
+    A request's rows do not depend on the requests that share its batch.
+
+    Args:
+        schema: the features.
+        cardinalities: the size of every vocabulary that the schema's columns name.
+
+    Raises:
+        FeatureSchemaError: a vocabulary is missing, or its codes or pairs are too many for float32.
+    """
+
+    def __init__(self, schema: FeatureSchema, cardinalities: Mapping[str, int]) -> None:
+        schema.check_cardinalities(cardinalities)
+        self.schema = schema
+        self._checks = InputChecks(schema, cardinalities)
+        self._kernel = Kernel(lower(schema, cardinalities))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the matrix's columns."""
+        return self.schema.names
+
+    def compute(
+        self, items: ItemArrays, batch: FeatureBatch, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """The features of every candidate.
+
+        Args:
+            items: what is known of the items.
+            batch: the requests with their candidates.
+            out: where to write; float32 [n, F], C-contiguous, overlapping no input. None: a new array.
+
+        Returns:
+            float32 [n, F], C-contiguous; `out` if it was given. Missing is NaN.
+
+        Raises:
+            TypeError: an input is no NumPy array, or of another dtype; as all of these, it names the array.
+            ValueError: of another shape, not C-contiguous, an index out of range, or offsets that do not fit.
+        """
+        shape = (self._checks.check(items, batch), len(self.names))
+        if out is None:
+            out = np.empty(shape, np.float32)
+        check_array("out", out, np.float32, shape, writable=True)
+        self._kernel.compute(items, batch, self._vectors(items, batch), out)
+        return out
+
+    def _vectors(
+        self, items: ItemArrays, batch: FeatureBatch
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """By space: the items' vectors, and the users' where a feature reads them."""
+        dot_spaces = self.schema.dot_spaces
+        return [
+            (items.vectors[space], batch.user_vectors[space] if space in dot_spaces else None)
+            for space in self.schema.spaces
+        ]

@@ -1,0 +1,274 @@
+"""From margins to a final list: calibration, freshness, caps and diversity; see rerank.pyi for the public API.
+
+    select ─ validate ─ order by score ─ scratch ─┐ nogil
+                                                  └ for each place
+                                                       take the best candidate that every cap admits, else the best
+                                                       count it in the caps' windows
+                                                       raise the others' highest similarity to the list
+
+Counts and similarities are updated candidate by candidate with each place taken, never recomputed: a list of k costs
+O(k n (caps + d)) and a place's choice is one pass over what remains.
+"""
+
+import numpy as np
+
+from libc.float cimport DBL_EPSILON, DBL_MIN
+from libc.math cimport exp, exp2
+from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint8_t
+from libc.string cimport memcpy, memmove
+
+from recserve.kernels._arrays import check_array, check_rows
+from recserve.kernels.vectors import CPU_VARIANT
+
+cdef extern from "dot.h" nogil:
+    ctypedef void (*dot_function)(
+        const float* table, ptrdiff_t dim, const int64_t* rows, ptrdiff_t n, const float* query, float* scores
+    ) noexcept
+    dot_function dot_variant_named(const char* name)
+    enum:
+        DOT_LANES
+
+cdef dot_function dot = dot_variant_named(CPU_VARIANT.encode())
+
+SIGMOID = 1
+ISOTONIC = 2
+
+cdef double LOWEST = DBL_MIN
+cdef double HIGHEST = 1.0 - DBL_EPSILON / 2
+cdef double DAY_US = 86400e6
+
+
+def calibrate(margins, kind, x, y):
+    """Turn margins into relevances; see rerank.pyi."""
+    check_array("margins", margins, np.float64, (None,))
+    check_array("x", x, np.float64, (None,))
+    check_array("y", y, np.float64, (None,))
+    if kind not in (SIGMOID, ISOTONIC):
+        raise ValueError(f"kind: expected {SIGMOID} (sigmoid) or {ISOTONIC} (isotonic), found {kind!r}")
+    if kind == SIGMOID and (len(x) != 2 or len(y) != 0):
+        raise ValueError(f"sigmoid: expected x = [slope, intercept] and no y, found {len(x)} and {len(y)} values")
+    if kind == ISOTONIC and (len(x) == 0 or len(x) != len(y)):
+        raise ValueError(f"isotonic: expected as many x as y, at least one, found {len(x)} and {len(y)}")
+    relevance = np.empty(len(margins), np.float64)
+    cdef const double[::1] margins_view = margins, x_view = x, y_view = y
+    cdef double[::1] relevance_view = relevance
+    cdef bint isotonic = kind == ISOTONIC
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(margins_view.shape[0]):
+            if isotonic:
+                relevance_view[i] = clip(interpolate(margins_view[i], x_view, y_view))
+            else:
+                relevance_view[i] = clip(1.0 / (1.0 + exp(-(x_view[0] * margins_view[i] + x_view[1]))))
+    return relevance
+
+
+cdef inline double clip(double value) noexcept nogil:
+    """The nearest value in the open interval (0, 1); NaN stays NaN."""
+    if value < LOWEST:
+        return LOWEST
+    return HIGHEST if value > HIGHEST else value
+
+
+cdef inline double interpolate(double at, const double[::1] x, const double[::1] y) noexcept nogil:
+    """The piecewise linear function through the knots, constant outside them.
+
+    Held within its knots' values, because rounding could carry it an ulp beyond and break monotonicity.
+    """
+    cdef Py_ssize_t low = 0, high = x.shape[0] - 1, middle
+    cdef double value
+    if at != at:
+        return at
+    if at <= x[0]:
+        return y[0]
+    if at >= x[high]:
+        return y[high]
+    while high - low > 1:  # x[low] <= at < x[high]
+        middle = (low + high) // 2
+        if x[middle] <= at:
+            low = middle
+        else:
+            high = middle
+    value = y[low] + (at - x[low]) * ((y[high] - y[low]) / (x[high] - x[low]))
+    return y[high] if value > y[high] else value
+
+
+def freshness(scores, launch_us, now_us, boost, half_life_days):
+    """Let new items gain; see rerank.pyi."""
+    check_array("scores", scores, np.float64, (None,))
+    check_array("launch_us", launch_us, np.int64, scores.shape)
+    if not (np.isfinite(boost) and boost >= 0):
+        raise ValueError(f"boost: expected a finite number of at least 0, found {boost}")
+    if not (np.isfinite(half_life_days) and half_life_days > 0):
+        raise ValueError(f"half_life_days: expected a finite number above 0, found {half_life_days}")
+    fresh = np.empty(len(scores), np.float64)
+    cdef const double[::1] scores_view = scores
+    cdef const int64_t[::1] launch_view = launch_us
+    cdef double[::1] fresh_view = fresh
+    cdef double now = <int64_t>now_us, gain = boost, half_life = half_life_days, age
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(scores_view.shape[0]):
+            if launch_view[i] == INT64_MIN:
+                fresh_view[i] = scores_view[i]
+                continue
+            age = (now - <double>launch_view[i]) / DAY_US
+            fresh_view[i] = scores_view[i] * (1.0 + gain * exp2(-(age if age > 0 else 0.0) / half_life))
+    return fresh
+
+
+def select(scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors=None, relevance_weight=1.0):
+    """Choose the final list; see rerank.pyi."""
+    check_array("scores", scores, np.float64, (None,))
+    check_array("rows", rows, np.int64, scores.shape)
+    check_caps(len(scores), cap_codes, cap_max, cap_window, cap_sliding)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores[{int(np.argmin(np.isfinite(scores)))}] is not finite")
+    if k < 0:
+        raise ValueError(f"k: expected at least 0, found {k}")
+    if not 0 <= relevance_weight <= 1:
+        raise ValueError(f"relevance_weight: expected 0 to 1, found {relevance_weight}")
+    if vectors is not None:
+        check_array("vectors", vectors, np.float32, (None, None))
+        check_rows("rows", rows, len(vectors))
+    k = min(int(k), len(scores))
+    order = np.lexsort((rows, -scores))
+    if relevance_weight == 1:
+        vectors = None  # similarity would be weighed by zero
+    if vectors is None and len(cap_max) == 0:
+        return order[:k].astype(np.int64), False
+    listing = Listing(scores, rows, order, k, (cap_codes, cap_max, cap_window, cap_sliding), vectors, relevance_weight)
+    return listing.fill()
+
+
+def check_caps(n, cap_codes, cap_max, cap_window, cap_sliding):
+    """Refuse caps that are not described by arrays of one length, or that admit nothing."""
+    check_array("cap_max", cap_max, np.int32, (None,))
+    check_array("cap_window", cap_window, np.int32, cap_max.shape)
+    check_array("cap_sliding", cap_sliding, np.uint8, cap_max.shape)
+    check_array("cap_codes", cap_codes, np.int32, (n, len(cap_max)))
+    if (cap_max < 1).any():
+        raise ValueError(f"cap_max: expected at least 1, found {cap_max.min()}")
+    if (cap_window < 0).any():
+        raise ValueError(f"cap_window: expected at least 0, found {cap_window.min()}")
+
+
+cdef class Listing:
+    """A list while it is filled, and the candidates that are left."""
+
+    cdef const double[::1] scores
+    cdef const int64_t[::1] rows
+    cdef int64_t[::1] remaining          # candidates not yet chosen, by score descending and row ascending
+    cdef Py_ssize_t left                 # how many of them
+    cdef int64_t[::1] chosen             # candidates by place
+    cdef const int32_t[:, ::1] codes     # [candidate, cap]
+    cdef const int32_t[::1] cap_max
+    cdef const int32_t[::1] cap_window
+    cdef const uint8_t[::1] cap_sliding
+    cdef int32_t[:, ::1] taken           # [candidate, cap]: places in the cap's reach that hold the candidate's value
+    cdef bint diverse
+    cdef double weight
+    cdef const float[:, ::1] vectors
+    cdef double[::1] similarity          # per candidate, the highest to a chosen one; 0 while there is none
+    cdef int64_t[::1] remaining_rows     # scratch: rows of `remaining`
+    cdef float[::1] padded               # scratch: the vector just chosen, zero-padded as dot.h demands
+    cdef float[::1] products             # scratch: its inner products with those of `remaining`
+
+    def __cinit__(self, scores, rows, order, k, caps, vectors, double weight):
+        self.scores, self.rows, self.weight = scores, rows, weight
+        self.remaining, self.left = order.astype(np.int64), len(order)
+        self.chosen = np.empty(k, np.int64)
+        self.codes, self.cap_max, self.cap_window, self.cap_sliding = caps
+        self.taken = np.zeros(caps[0].shape, np.int32)
+        self.similarity = np.zeros(len(scores), np.float64)
+        self.diverse = vectors is not None
+        if self.diverse:
+            self.vectors = vectors
+            self.padded = np.zeros(-(-vectors.shape[1] // DOT_LANES) * DOT_LANES, np.float32)
+            self.products = np.empty(len(scores), np.float32)
+            self.remaining_rows = np.empty(len(scores), np.int64)
+
+    def fill(self):
+        """Choose every place; return the candidates in the order of the list, and whether caps were relaxed."""
+        cdef Py_ssize_t place, best
+        cdef bint relaxed = False
+        with nogil:
+            for place in range(self.chosen.shape[0]):
+                best = self.best(place, True)
+                if best < 0:
+                    relaxed = True
+                    best = self.best(place, False)
+                self.take(best, place)
+                if self.left > 0:
+                    self.count(place)
+                    self.compare(place)
+        return np.asarray(self.chosen), bool(relaxed)
+
+    cdef Py_ssize_t best(self, Py_ssize_t place, bint capped) noexcept nogil:
+        """Index in `remaining` of the candidate for this place, -1 where the caps admit none.
+
+        Only a strictly higher value displaces an earlier candidate, so ties go by score, then by row.
+        """
+        cdef Py_ssize_t found = -1, i
+        cdef double highest = 0.0, value
+        for i in range(self.left):
+            value = self.value(self.remaining[i])
+            if (found < 0 or value > highest) and (not capped or self.admits(self.remaining[i], place)):
+                found, highest = i, value
+                if not self.diverse:
+                    break  # the rest score less
+        return found
+
+    cdef inline double value(self, int64_t candidate) noexcept nogil:
+        """Maximal marginal relevance; the score itself without diversity (weight 1, similarity 0)."""
+        return self.weight * self.scores[candidate] - (1.0 - self.weight) * self.similarity[candidate]
+
+    cdef inline bint admits(self, int64_t candidate, Py_ssize_t place) noexcept nogil:
+        """Whether no cap forbids the candidate this place."""
+        cdef Py_ssize_t cap
+        for cap in range(self.cap_max.shape[0]):
+            if not self.cap_sliding[cap] and 0 < self.cap_window[cap] <= place:
+                continue  # behind the places that this cap governs
+            if self.taken[candidate, cap] >= self.cap_max[cap]:
+                return False
+        return True
+
+    cdef void take(self, Py_ssize_t index, Py_ssize_t place) noexcept nogil:
+        """Move a candidate from `remaining` to its place."""
+        self.chosen[place] = self.remaining[index]
+        self.left -= 1
+        memmove(&self.remaining[0] + index, &self.remaining[0] + index + 1, (self.left - index) * sizeof(int64_t))
+
+    cdef void count(self, Py_ssize_t place) noexcept nogil:
+        """Bring `taken` to what the next place has to look at: all places so far, or the last window - 1."""
+        cdef Py_ssize_t cap, leaving
+        for cap in range(self.cap_max.shape[0]):
+            self.shift(cap, self.codes[self.chosen[place], cap], 1)
+            leaving = place + 1 - self.cap_window[cap]
+            if self.cap_sliding[cap] and self.cap_window[cap] > 0 and leaving >= 0:
+                self.shift(cap, self.codes[self.chosen[leaving], cap], -1)
+
+    cdef void shift(self, Py_ssize_t cap, int32_t code, int32_t by) noexcept nogil:
+        """Change the counts of the remaining candidates with this value; a missing value (-1) is never counted."""
+        cdef Py_ssize_t i
+        if code < 0:
+            return
+        for i in range(self.left):
+            if self.codes[self.remaining[i], cap] == code:
+                self.taken[self.remaining[i], cap] += by
+
+    cdef void compare(self, Py_ssize_t place) noexcept nogil:
+        """Raise each remaining candidate's similarity to the list by the newest member."""
+        cdef Py_ssize_t i, dim
+        cdef int64_t candidate
+        if not self.diverse:
+            return
+        dim = self.vectors.shape[1]
+        memcpy(&self.padded[0], &self.vectors[0, 0] + self.rows[self.chosen[place]] * dim, dim * sizeof(float))
+        for i in range(self.left):
+            self.remaining_rows[i] = self.rows[self.remaining[i]]
+        dot(&self.vectors[0, 0], dim, &self.remaining_rows[0], self.left, &self.padded[0], &self.products[0])
+        for i in range(self.left):
+            candidate = self.remaining[i]
+            if place == 0 or self.products[i] > self.similarity[candidate]:
+                self.similarity[candidate] = self.products[i]

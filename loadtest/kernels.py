@@ -1,0 +1,119 @@
+"""Times the kernels on seeded data, each beside its NumPy reference where that is quick enough to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.kernels import filters, ids, rerank, vectors
+from recserve.kernels.reference import rerank as reference_rerank
+from recserve.kernels.reference import vectors as reference_vectors
+from recserve.loadtest.results import Measurement, time_call
+
+DIM = 128
+CENTRES = 3000
+INNER_DIM = 32
+
+
+def measure_kernels(items: int, runs: int, seed: int = 1) -> Iterator[Measurement]:
+    """Measure search, ids, filters and re-ranking.
+
+    Args:
+        items: rows of the item table.
+        runs: timed calls of each.
+        seed: of the data.
+    """
+    random = np.random.default_rng(seed)
+    table, queries = clustered_vectors(items, 8, random)
+    yield from _search(table, queries, runs)
+    yield from _ids(items, runs, random)
+    yield from _filters(items, runs, random)
+    yield from _rerank(table, runs, random)
+
+
+def clustered_vectors(
+    items: int, users: int, random: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The reference workload's vectors: float32 [items, 128] and [users, 128], of length 1.
+
+    An item is one of 3,000 Gaussian centres in 32 dimensions with noise of 0.7, projected to 128 dimensions, with noise
+    of standard deviation 1. A user mixes two centres by 0.6 each, with the same noise.
+    """
+    centres = random.standard_normal((CENTRES, INNER_DIM))
+    projection = random.standard_normal((INNER_DIM, DIM))
+    of_items = centres[random.integers(0, CENTRES, items)]
+    pairs = centres[random.integers(0, CENTRES, (users, 2))]
+    of_users = 0.6 * pairs[:, 0] + 0.6 * pairs[:, 1]
+    return _project(of_items, projection, random), _project(of_users, projection, random)
+
+
+def _project(
+    inner: NDArray[np.float64], projection: NDArray[np.float64], random: np.random.Generator
+) -> NDArray[np.float32]:
+    vectors_ = np.empty((inner.shape[0], DIM), np.float32)
+    for start in range(0, inner.shape[0], 100_000):  # in pieces: ten million items in double would not fit
+        part = inner[start : start + 100_000]
+        noisy = (part + 0.7 * random.standard_normal(part.shape)) @ projection
+        noisy += random.standard_normal(noisy.shape)
+        vectors_[start : start + 100_000] = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+    return vectors_
+
+
+def _search(table: NDArray[np.float32], queries: NDArray[np.float32], runs: int) -> Iterator[Measurement]:
+    params = {"items": len(table), "dim": DIM, "k": 500}
+    one = time_call(lambda: vectors.search(table, queries[:1], 500), runs=runs)
+    reference = time_call(lambda: reference_vectors.search(table, queries[:1], 500), runs=3, warmup=0)
+    ratio = round(float(np.median(reference) / np.median(one)), 1)
+    yield Measurement(
+        name="recserve exact search", params={**params, "batch": 1}, milliseconds=one, extra={"ratio_to_numpy": ratio}
+    )
+    eight = time_call(lambda: vectors.search(table, queries, 500), runs=runs)
+    yield Measurement(name="recserve exact search", params={**params, "batch": len(queries)}, milliseconds=eight)
+    rows = np.random.default_rng(2).integers(0, len(table), 1500)
+    some = time_call(lambda: vectors.dot_rows(table, queries[0], rows), runs=10 * runs)
+    yield Measurement(name="recserve re-scoring", params={"rows": 1500, "dim": DIM}, milliseconds=some)
+
+
+def _ids(items: int, runs: int, random: np.random.Generator) -> Iterator[Measurement]:
+    keys = random.permutation(np.arange(1, items + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    slots = ids.build_slots(keys)
+    wanted = random.choice(keys, 1000)
+    found = time_call(lambda: ids.lookup(keys, slots, wanted), runs=10 * runs)
+    yield Measurement(name="recserve key lookup", params={"items": items, "keys": 1000}, milliseconds=found)
+
+
+def _filters(items: int, runs: int, random: np.random.Generator) -> Iterator[Measurement]:
+    codes = random.integers(0, 1000, items).astype(np.int32)
+    prices = random.exponential(50, items)
+    stock = (random.random(items) < 0.9).astype(np.uint8)
+    allowed = (np.arange(1000) < 300).astype(np.uint8)
+
+    def three_conditions() -> None:
+        mask = np.ones(items, np.uint8)
+        filters.keep_codes(mask, codes, allowed, None)
+        filters.keep_range(mask, prices, 5.0, 100.0, None)
+        filters.keep_flag(mask, stock, None)
+
+    times = time_call(three_conditions, runs=runs)
+    yield Measurement(name="recserve filter mask", params={"items": items, "conditions": 3}, milliseconds=times)
+
+
+def _rerank(table: NDArray[np.float32], runs: int, random: np.random.Generator) -> Iterator[Measurement]:
+    rows = random.choice(len(table), 500, replace=False).astype(np.int64)
+    caps = (
+        random.integers(0, 40, (500, 1)).astype(np.int32),
+        np.array([4], np.int32),
+        np.array([0], np.int32),
+        np.array([0], np.uint8),
+    )
+    scores = random.random(500)
+    ours = time_call(lambda: rerank.select(scores, rows, 20, *caps, table, 0.7), runs=10 * runs)
+    plain = time_call(lambda: reference_rerank.select(scores, rows, 20, *caps, table, 0.7), runs=3, warmup=0)
+    yield Measurement(
+        name="recserve caps and MMR",
+        params={"candidates": 500, "k": 20, "dim": DIM},
+        milliseconds=ours,
+        extra={"ratio_to_numpy": round(float(np.median(plain) / np.median(ours)), 1)},
+    )

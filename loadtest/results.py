@@ -1,0 +1,133 @@
+"""What a benchmark writes down: figures with the machine and the versions that they belong to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from recserve.server.pipeline.host import this_host
+
+CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
+PACKAGES = ("recserve", "numpy", "grpcio", "protobuf", "faiss-cpu", "onnxruntime", "lightgbm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One row of a result file.
+
+    Attributes:
+        name: what was measured; `recserve` for our own part.
+        params: the size of the work.
+        milliseconds: the runs, one latency each.
+        extra: further figures, such as requests_per_s or ratio_to.
+    """
+
+    name: str
+    params: Mapping[str, int | float | str]
+    milliseconds: Sequence[float]
+    extra: Mapping[str, float | int | str] = field(default_factory=dict)
+
+    def row(self) -> dict[str, object]:
+        """As written to JSON."""
+        return {
+            "name": self.name,
+            "params": dict(self.params),
+            "p50_ms": round(float(np.percentile(self.milliseconds, 50)), 5),
+            "p99_ms": round(float(np.percentile(self.milliseconds, 99)), 5),
+            "runs": len(self.milliseconds),
+            **self.extra,
+        }
+
+
+def time_call(call: Callable[[], object], *, runs: int, warmup: int = 3) -> list[float]:
+    """Milliseconds of each of `runs` calls, after `warmup` calls that are not counted."""
+    for _ in range(warmup):
+        call()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return times
+
+
+def document(workload: str, measurements: Sequence[Measurement]) -> dict[str, object]:
+    """A result file's content."""
+    return {
+        "workload": workload,
+        "host": host(),
+        "commit": commit(),
+        "versions": versions(),
+        "results": [each.row() for each in measurements],
+    }
+
+
+def write(path: Path, content: Mapping[str, object]) -> None:
+    """Write a result file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def table(title: str, measurements: Sequence[Measurement]) -> Table:
+    """For the terminal."""
+    shown = Table(title=title)
+    for heading in ("what", "size", "p50 ms", "p99 ms", "runs", "further"):
+        shown.add_column(heading, justify="left" if heading in ("what", "size", "further") else "right")
+    for each in measurements:
+        row = each.row()
+        size = ", ".join(f"{name} {value}" for name, value in each.params.items())
+        further = ", ".join(f"{name} {value}" for name, value in each.extra.items())
+        shown.add_row(each.name, size, f"{row['p50_ms']}", f"{row['p99_ms']}", f"{row['runs']}", further)
+    return shown
+
+
+def host() -> dict[str, object]:
+    """The machine: CPU model, the flags that matter here, cores that this process may use, memory."""
+    return {
+        "cpu": this_host().cpu,
+        "machine": this_host().machine,
+        "flags": _flags(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what takes part; a missing package is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the checkout that this package runs from; empty outside of one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.decode().strip()
+
+
+def _flags() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return []
+    present = next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
+    return [flag for flag in CPU_FLAGS if flag in present]

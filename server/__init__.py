@@ -1,0 +1,1 @@
+"""The server: bundles, the pipeline, user state, gRPC, and the life of the process."""

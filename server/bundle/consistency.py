@@ -1,0 +1,234 @@
+"""Whether the parts of a bundle fit one another, as far as the manifest and the feature definitions tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from recserve.bundle.v1 import manifest_pb2
+from recserve.kernels.features import FeatureSchema, FeatureSchemaError
+from recserve.server.bundle import layout
+from recserve.server.bundle.columns import Vocabulary
+from recserve.server.bundle.errors import BundleMismatchError
+from recserve.server.bundle.files import ArtifactFiles
+
+ROLE_TYPES: Final[dict[str, int]] = {
+    "category": manifest_pb2.CATEGORY,
+    "price": manifest_pb2.NUMBER,
+    "in_stock": manifest_pb2.FLAG,
+    "regions": manifest_pb2.CATEGORIES,
+    "flags": manifest_pb2.CATEGORIES,
+    "launch_time": manifest_pb2.TIME,
+    "popularity": manifest_pb2.NUMBER,
+}
+"""The column type that each part of a catalogue must have."""
+
+FEATURE_TYPES: Final[dict[str, tuple[int, ...]]] = {
+    "number": (manifest_pb2.NUMBER, manifest_pb2.INTEGER, manifest_pb2.FLAG),
+    "category": (manifest_pb2.CATEGORY,),
+    "categories": (manifest_pb2.CATEGORIES,),
+    "time": (manifest_pb2.TIME,),
+}
+"""By type of an item column in the feature definitions: the types that it may have in the catalogue."""
+
+
+def mismatch(message: str, field: str, expected: object, found: object) -> BundleMismatchError:
+    """A contradiction within the manifest, or of the manifest with something else."""
+    return BundleMismatchError(message, file=layout.MANIFEST, field=field, expected=expected, found=found)
+
+
+def check_manifest(manifest: manifest_pb2.Manifest, files: ArtifactFiles) -> None:
+    """Refuse a manifest that leaves out what is needed, or that contradicts itself or the list of files.
+
+    Raises:
+        BundleMismatchError: naming the field.
+    """
+    _require("name", manifest.name)
+    _require("version", manifest.version)
+    _check_catalogue(manifest.catalogue, files)
+    _check_unique("spaces", [space.name for space in manifest.spaces])
+    for space in manifest.spaces:
+        _check_space(space, files)
+    _check_unique("forests", [forest.objective for forest in manifest.forests])
+    for forest in manifest.forests:
+        _check_forest(forest, manifest.features.count, files)
+
+
+def check_schema(
+    manifest: manifest_pb2.Manifest, schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]
+) -> None:
+    """Refuse feature definitions that do not fit the rest of the bundle.
+
+    Raises:
+        BundleMismatchError: another number of features than the manifest's, other columns or vocabularies than the
+            catalogue's, a space that the bundle lacks, or another hash.
+    """
+    _check_feature_count(manifest, schema)
+    _check_item_columns(manifest.catalogue, schema)
+    values = _schema_vocabularies(schema, vocabularies)
+    spaces = [space.name for space in manifest.spaces]
+    for name in schema.spaces:
+        if name not in spaces:
+            raise mismatch("the feature definitions name a space that the bundle lacks", "spaces", name, spaces)
+    try:
+        schema.check_cardinalities({name: len(vocabulary) for name, vocabulary in vocabularies.items()})
+    except FeatureSchemaError as error:
+        raise BundleMismatchError(str(error), file=layout.FEATURES) from error
+    for field, found in (("schema_hash", schema.schema_hash(values)), ("user_hash", schema.user_hash(values))):
+        stored = getattr(manifest.features, field)
+        if found != stored:
+            raise mismatch(
+                "features.json or a vocabulary is not what the rest of the bundle was made with: export again",
+                f"features.{field}",
+                stored,
+                found,
+            )
+
+
+def _require(field: str, value: str) -> None:
+    if not value:
+        raise mismatch("the manifest leaves a field empty", field, "a value", value)
+
+
+def _check_unique(field: str, names: Iterable[str]) -> None:
+    """Names are not repeated, and are fit for file names."""
+    seen: set[str] = set()
+    for name in names:
+        if not layout.is_name(name):
+            raise mismatch("a name cannot be part of a file name", field, layout.NAME_RULE, name)
+        if name in seen:
+            raise mismatch("a name stands for two things", field, "distinct names", name)
+        seen.add(name)
+
+
+def _check_choice(field: str, value: int, choices: Iterable[tuple[str, int]]) -> None:
+    """An enum holds one of its known values; 0 always means that nobody chose."""
+    names = {number: name for name, number in choices}
+    if value == 0 or value not in names:
+        known = [name for number, name in names.items() if number != 0]
+        raise mismatch("the manifest does not say what was chosen", field, known, names.get(value, value))
+
+
+def _check_catalogue(catalogue: manifest_pb2.Catalogue, files: ArtifactFiles) -> None:
+    if not catalogue.items:
+        raise mismatch("the catalogue is empty", "catalogue.items", "at least 1", 0)
+    _check_unique("catalogue.columns", [column.name for column in catalogue.columns])
+    for column in catalogue.columns:
+        field = f"catalogue.columns[{column.name}]"
+        _check_choice(f"{field}.type", column.type, manifest_pb2.ColumnType.items())
+        if column.type in (manifest_pb2.CATEGORY, manifest_pb2.CATEGORIES):
+            files.path(layout.vocabulary_file(column.vocabulary), field=f"{field}.vocabulary")
+    _check_roles(catalogue)
+
+
+def _check_roles(catalogue: manifest_pb2.Catalogue) -> None:
+    types = {column.name: column.type for column in catalogue.columns}
+    for part, expected in ROLE_TYPES.items():
+        name = getattr(catalogue.roles, part)
+        if name and types.get(name) != expected:
+            found = f"{_type_name(types[name])} {name}" if name in types else f"no column {name}"
+            raise mismatch("a role needs a column of its type", f"catalogue.roles.{part}", _type_name(expected), found)
+    _require("catalogue.roles.popularity", catalogue.roles.popularity)
+
+
+def _check_space(space: manifest_pb2.Space, files: ArtifactFiles) -> None:
+    field = f"spaces[{space.name}]"
+    if not space.dim:
+        raise mismatch("a space has no dimension", f"{field}.dim", "at least 1", 0)
+    _check_choice(f"{field}.metric", space.metric, manifest_pb2.Metric.items())
+    _check_choice(f"{field}.index.kind", space.index.kind, manifest_pb2.IndexKind.items())
+    for tower in ("user_tower", "item_tower"):
+        if space.HasField(tower):
+            _check_tower(f"{field}.{tower}", getattr(space, tower), files)
+
+
+def _check_tower(field: str, tower: manifest_pb2.Tower, files: ArtifactFiles) -> None:
+    files.path(tower.file, field=f"{field}.file")
+    _require(f"{field}.output", tower.output)
+    for each in tower.inputs:
+        where = f"{field}.inputs[{each.name}]"
+        _check_choice(f"{where}.kind", each.kind, manifest_pb2.TowerInputKind.items())
+        _check_choice(f"{where}.dtype", each.dtype, manifest_pb2.TowerDtype.items())
+
+
+def _check_forest(forest: manifest_pb2.Forest, features: int, files: ArtifactFiles) -> None:
+    field = f"forests[{forest.objective}]"
+    if forest.features != features:
+        raise mismatch(
+            "a forest reads another number of features than there are", f"{field}.features", features, forest.features
+        )
+    if not (math.isfinite(forest.weight) and forest.weight >= 0):
+        raise mismatch("a forest has no usable weight", f"{field}.weight", "a number of at least 0", forest.weight)
+    files.path(forest.model, field=f"{field}.model")
+    for native in forest.native:
+        files.path(native.file, field=f"{field}.native.file")
+        _require(f"{field}.native.machine", native.machine)
+    _check_calibration(f"{field}.calibration", forest.calibration)
+
+
+def _check_calibration(field: str, calibration: manifest_pb2.Calibration) -> None:
+    _check_choice(f"{field}.kind", calibration.kind, manifest_pb2.CalibrationKind.items())
+    x, y = list(calibration.x), list(calibration.y)
+    if not all(map(math.isfinite, [*x, *y])):
+        raise mismatch("a calibration is not finite", field, "finite numbers", [*x, *y])
+    if calibration.kind == manifest_pb2.SIGMOID and len(x) != 2:
+        raise mismatch("a sigmoid has a slope and an intercept", f"{field}.x", "2 numbers", x)
+    if calibration.kind == manifest_pb2.ISOTONIC:
+        if not x or len(x) != len(y):
+            raise mismatch("an isotonic map has a relevance at each knot", f"{field}.y", len(x), len(y))
+        if x != sorted(x) or y != sorted(y):
+            raise mismatch("an isotonic map ascends", field, "ascending knots", [x, y])
+
+
+def _check_feature_count(manifest: manifest_pb2.Manifest, schema: FeatureSchema) -> None:
+    """A bundle without a ranker may leave the count at 0: nothing reads its features."""
+    count = manifest.features.count
+    if (count or manifest.forests) and count != len(schema.features):
+        raise mismatch(
+            "features.json defines another number of features than the manifest says",
+            "features.count",
+            len(schema.features),
+            count,
+        )
+
+
+def _check_item_columns(catalogue: manifest_pb2.Catalogue, schema: FeatureSchema) -> None:
+    for field, arrays, expected in (
+        ("feature_columns", catalogue.feature_columns, schema.item_feature_columns),
+        ("time_columns", catalogue.time_columns, schema.item_time_columns),
+    ):
+        if tuple(arrays) != expected:
+            raise mismatch(
+                "an item array has other columns than the feature definitions",
+                f"catalogue.{field}",
+                list(expected),
+                list(arrays),
+            )
+    columns = {column.name: column for column in catalogue.columns}
+    for wanted in schema.item:
+        column = columns.get(wanted.name)
+        if column is None or column.type not in FEATURE_TYPES[wanted.type] or column.vocabulary != wanted.vocabulary:
+            found = "no such column" if column is None else f"{_type_name(column.type)} {column.vocabulary}".strip()
+            raise mismatch(
+                "the feature definitions need another item column than the catalogue has",
+                f"catalogue.columns[{wanted.name}]",
+                f"{wanted.type} {wanted.vocabulary}".strip(),
+                found,
+            )
+
+
+def _schema_vocabularies(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]) -> dict[str, tuple[str, ...]]:
+    for name in schema.vocabularies:
+        if name not in vocabularies:
+            raise BundleMismatchError(
+                "the feature definitions name a vocabulary that the bundle lacks: export it",
+                file=layout.vocabulary_file(name),
+                field=layout.FEATURES,
+            )
+    return {name: vocabularies[name].values for name in schema.vocabularies}
+
+
+def _type_name(column_type: int) -> str:
+    names: dict[int, str] = {number: name for name, number in manifest_pb2.ColumnType.items()}
+    return names[column_type]

@@ -1,0 +1,73 @@
+"""Bundles in service, by name: default, canary, shadow."""
+
+from __future__ import annotations
+
+import threading
+from typing import Generic, TypeVar
+
+ReadyT = TypeVar("ReadyT")
+
+
+class BundleRegistry(Generic[ReadyT]):
+    """What answers under each name. The first name added is the default.
+
+    Everything that depends on a bundle hangs off the object held here, so swapping a bundle is replacing one
+    reference: whoever got the old object finishes with it. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ready: dict[str, ReadyT] = {}
+
+    def add(self, name: str, ready: ReadyT) -> None:
+        """Put a new name into service.
+
+        Raises:
+            ValueError: the name is empty or taken; `replace` swaps.
+        """
+        if not name:
+            raise ValueError("a bundle needs a name")
+        with self._lock:
+            if name in self._ready:
+                raise ValueError(f"a bundle named {name!r} is in service: replace it, or take another name")
+            self._ready[name] = ready
+
+    def replace(self, name: str, ready: ReadyT) -> ReadyT:
+        """Swap what answers under a name.
+
+        Returns:
+            What answered before.
+
+        Raises:
+            KeyError: nothing is in service under that name.
+        """
+        with self._lock:
+            old = self._ready[name]
+            self._ready[name] = ready
+            return old
+
+    def remove(self, name: str) -> ReadyT:
+        """Take a name out of service; the next name added longest ago becomes the default where it was the default.
+
+        Raises:
+            KeyError: nothing is in service under that name.
+        """
+        with self._lock:
+            return self._ready.pop(name)
+
+    def get(self, name: str) -> ReadyT | None:
+        """What answers under a name, None where nothing does."""
+        with self._lock:
+            return self._ready.get(name)
+
+    @property
+    def default(self) -> ReadyT | None:
+        """What answers where no name is given, None where nothing is in service."""
+        with self._lock:
+            return next(iter(self._ready.values()), None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in service, the default first."""
+        with self._lock:
+            return tuple(self._ready)

@@ -1,0 +1,89 @@
+"""`recserve check`: everything that `recserve serve` does before it serves, as a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recserve.server.bundle.errors import RecserveError
+from recserve.server.config import Settings
+from recserve.server.loading import load_pipeline, load_users
+from recserve.server.pipeline.pipeline import Pipeline
+from recserve.server.state.embedded import Users
+from recserve.server.text import printable
+
+T = TypeVar("T")
+
+_OK, _FAILED, _SKIPPED = Text("ok", "green"), Text("failed", "bold red"), Text("skipped", "yellow")
+
+
+def check(settings: Settings) -> bool:
+    """Open everything that is configured, print what was found, and tell whether it could be served.
+
+    Every part is looked at even where another fails.
+    """
+    report = _Report()
+    report.add("configuration", _OK, f"{len(settings.bundles)} bundles, {len(settings.placements)} placements")
+    pipelines: dict[str, Pipeline] = {}
+    for source in settings.bundles:
+        pipeline = report.examine(f"bundle {source.name}", lambda: load_pipeline(source, settings), _of_pipeline)  # noqa: B023
+        if pipeline is not None:
+            pipelines[source.name] = pipeline
+    if pipelines:
+        report.examine("users", lambda: load_users(pipelines, settings), _of_users)
+    else:
+        report.add("users", _SKIPPED, "there is no bundle to which they could be tied")
+    report.print()
+    return not report.failed
+
+
+@dataclass(slots=True)
+class _Report:
+    """The table, and whether anything failed."""
+
+    failed: bool = False
+    rows: list[tuple[str, Text, str]] = field(default_factory=list)
+
+    def add(self, part: str, outcome: Text, found: str) -> None:
+        self.rows.append((part, outcome, found))
+
+    def examine(self, part: str, work: Callable[[], T], describe: Callable[[T], str]) -> T | None:
+        """Do the work; a row says how it went. None where it failed."""
+        started = time.monotonic()
+        try:
+            result = work()
+        except RecserveError as error:
+            self.failed = True
+            self.add(part, _FAILED, str(error))
+            return None
+        self.add(part, _OK, f"{describe(result)}, in {time.monotonic() - started:.1f} s")
+        return result
+
+    def print(self) -> None:
+        """To stdout, as wide as the terminal."""
+        table = Table("part", "outcome", "found", box=None, pad_edge=False, header_style="bold")
+        for part, outcome, found in self.rows:
+            table.add_row(Text(part), outcome, Text("\n".join(map(printable, found.splitlines()))))
+        Console(highlight=False).print(table)
+
+
+def _of_pipeline(pipeline: Pipeline) -> str:
+    bundle = pipeline.bundle
+    ranker = f"objectives {', '.join(pipeline.objectives)}" if pipeline.objectives else "no ranker"
+    return (
+        f"{bundle.name} {bundle.version} at {bundle.path}: {bundle.catalogue.size} items, "
+        f"sources {', '.join(pipeline.sources)}, {ranker}, "
+        f"{bundle.manifest.golden.requests} golden requests answered as at export"
+    )
+
+
+def _of_users(users: Users) -> str:
+    if users.snapshot is None:
+        return "no snapshot: every user is unknown"
+    return f"snapshot {users.snapshot.version} at {users.snapshot.path}: {users.snapshot.size} users"

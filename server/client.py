@@ -1,0 +1,219 @@
+"""What `recserve call` does: one request over gRPC, and its answer or its error as a person reads it."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+import grpc
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from recserve.server.bundle.errors import RecserveError
+from recserve.server.text import printable
+from recserve.v1 import recommender_pb2 as pb
+from recserve.v1.recommender_pb2_grpc import RecommenderServiceStub
+
+Answer = pb.RecommendResponse | pb.SimilarItemsResponse | pb.RankItemsResponse
+
+_METHODS: dict[type[Message], str] = {
+    pb.RecommendRequest: "Recommend",
+    pb.SimilarItemsRequest: "SimilarItems",
+    pb.RankItemsRequest: "RankItems",
+}
+
+_CHANNEL = (
+    ("grpc.max_receive_message_length", -1),
+    # The address is the server's own; a proxy for the web would not find it.
+    ("grpc.enable_http_proxy", 0),
+    # For whoever waits for a server to come up.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+
+_DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata with a google.rpc.Status."""
+
+_POLL_S = 0.1
+
+_FILE_WIDTH = 160
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+"""Where a server listens that was not told otherwise."""
+
+
+class CallError(RecserveError):
+    """A request could not be made, or not be answered; the message has a line for each detail."""
+
+
+def call(address: str, request: Message, timeout_s: float) -> Answer:
+    """Send one request and return its answer.
+
+    Args:
+        address: host:port.
+        request: a RecommendRequest, SimilarItemsRequest or RankItemsRequest.
+        timeout_s: the request's deadline, seconds from now.
+
+    Raises:
+        CallError: with the status, and every field that the server found wrong.
+    """
+    with grpc.insecure_channel(address, options=_CHANNEL) as channel:
+        method = getattr(RecommenderServiceStub(channel), _METHODS[type(request)])
+        try:
+            answer: Answer = method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise CallError("\n".join(_error_lines(error, address))) from error
+    return answer
+
+
+def wait_until_serving(address: str, seconds: float) -> None:
+    """Return once the server's health is SERVING.
+
+    Raises:
+        CallError: it is not within that many seconds.
+    """
+    end = time.monotonic() + seconds
+    found = "nothing answers there"
+    with grpc.insecure_channel(address, options=_CHANNEL) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        while (left := end - time.monotonic()) > 0:
+            try:
+                answer = health.Check(health_pb2.HealthCheckRequest(), timeout=left, wait_for_ready=True)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    found = f"{error.code().name}: {error.details()}"
+            else:
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+                found = f"its health is {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}"
+            time.sleep(_POLL_S)
+    raise CallError(f"no server is ready at {address} after {seconds:g} s: {found}")
+
+
+def _error_lines(error: grpc.RpcError, address: str) -> Iterator[str]:
+    """The status and what its details say."""
+    code: grpc.StatusCode = error.code()
+    yield f"{code.name}: {printable(error.details() or 'no details')}"
+    metadata = dict(cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ()))
+    if _DETAILS_KEY in metadata:
+        for packed in Status.FromString(metadata[_DETAILS_KEY]).details:
+            yield from (f"  {printable(line)}" for line in _detail_lines(packed))
+    elif code is grpc.StatusCode.UNAVAILABLE:
+        yield f"  is a server running at {address}? `recserve serve` starts one"
+
+
+def _detail_lines(packed: Packed) -> Iterator[str]:
+    """What a person can act on; other kinds of details are for programs."""
+    bad, lacking = error_details_pb2.BadRequest(), error_details_pb2.PreconditionFailure()
+    retry = error_details_pb2.RetryInfo()
+    if packed.Unpack(bad):
+        yield from (f"{each.field}: {each.description}" for each in bad.field_violations)
+    elif packed.Unpack(lacking):
+        yield from (f"{each.subject}: {each.description}" for each in lacking.violations)
+    elif packed.Unpack(retry):
+        yield f"try again in {retry.retry_delay.ToMilliseconds()} ms"
+
+
+def render(answer: Answer, fields: Sequence[str] = ()) -> RenderableType:
+    """The answer as a headline and a table with a row per item.
+
+    Args:
+        answer: of any of the methods.
+        fields: item attributes that were asked for, in the order of their columns; "*" shows all that came back.
+    """
+    names = _field_names(answer, fields)
+    has_reasons = any(item.reasons for item in answer.items)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("rank", "score", "relevance"):
+        table.add_column(name, justify="right")
+    table.add_column("item", overflow="fold")
+    for name in ("sources", *names, *(["reasons"] if has_reasons else [])):
+        table.add_column(Text(printable(name)), overflow="fold")
+    for item in answer.items:
+        table.add_row(*map(Text, _row(item, names, has_reasons=has_reasons)))
+    return Group(*(Text(line) for line in _headline(answer)), Text(), table)
+
+
+def show(answer: Answer, fields: Sequence[str] = ()) -> None:
+    """Print the answer to stdout, as wide as the terminal, or wide enough for a file."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_FILE_WIDTH)
+    console.print(render(answer, fields))
+
+
+def hint(address: str, user_id: str, answer: Answer) -> str:
+    """Commands to go on with, ready for a shell."""
+    where = "" if address == DEFAULT_ADDRESS else f" --address {shlex.quote(address)}"
+    lines = ["More of it:"]
+    if user_id:
+        user = shlex.quote(printable(user_id))
+        lines.append(f"  recserve call recommend --user {user} --count 20 --fields '*' --reasons{where}")
+    if answer.items:
+        lines.append(f"  recserve call similar --item {shlex.quote(printable(answer.items[0].item_id))}{where}")
+    return "\n".join(lines)
+
+
+def _field_names(answer: Answer, fields: Sequence[str]) -> list[str]:
+    named = [name for name in fields if name != "*"]
+    if "*" in fields:
+        named += sorted({name for item in answer.items for name in item.fields} - set(named))
+    return named
+
+
+def _row(item: pb.Recommendation, names: Sequence[str], *, has_reasons: bool) -> Iterator[str]:
+    yield str(item.rank)
+    yield f"{item.score:.4f}"
+    yield f"{item.relevance:.4f}" if item.HasField("relevance") else "-"
+    yield printable(item.item_id)
+    yield ", ".join(f"{printable(source.name)} #{source.rank}" for source in item.sources)
+    for name in names:
+        yield printable(_attribute(item.fields[name])) if name in item.fields else "-"
+    if has_reasons:
+        yield ", ".join(_reason(reason) for reason in item.reasons)
+
+
+def _attribute(value: pb.AttributeValue) -> str:
+    match value.WhichOneof("kind"):
+        case "number":
+            return f"{value.number:g}"
+        case "time":
+            return value.time.ToJsonString()
+        case "texts":
+            return ", ".join(value.texts.values)
+        case "flag":
+            return "yes" if value.flag else "no"
+        case None:
+            return "-"
+        case kind:
+            return str(getattr(value, kind))
+
+
+def _reason(reason: pb.Reason) -> str:
+    parameters = ", ".join(f"{name}={value}" for name, value in sorted(reason.parameters.items()))
+    return printable(f"{reason.code}({parameters})" if parameters else reason.code)
+
+
+def _headline(answer: Answer) -> Iterator[str]:
+    cold = isinstance(answer, (pb.RecommendResponse, pb.RankItemsResponse)) and answer.cold_start
+    known = "" if isinstance(answer, pb.SimilarItemsResponse) else ", cold start" if cold else ", known user"
+    yield printable(f"bundle {answer.bundle.name} {answer.bundle.version}{known}, request {answer.request_id}")
+    yield _times(answer.times)
+    for each in answer.degraded:
+        yield printable(f"degraded: {each.stage} ({each.reason})")
+    if not isinstance(answer, pb.RecommendResponse) and answer.unknown_item_ids:
+        yield printable(f"unknown items: {', '.join(answer.unknown_item_ids)}")
+
+
+def _times(times: pb.StageTimes) -> str:
+    stages = ("queue", "state", "embed", "retrieve", "rank", "rerank")
+    parts = ", ".join(f"{stage} {getattr(times, f'{stage}_us') / 1000:.2f}" for stage in stages)
+    return f"{times.total_us / 1000:.2f} ms in the server ({parts})"

@@ -1,0 +1,319 @@
+"""What can be configured: sections, keys, defaults, ranges, and the checks that involve several keys.
+
+Checks across keys are field validators that look at the fields before them (`info.data`), not model validators:
+those run only when every field of the model is valid, and then a person would learn of the errors one start at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic.types import JsonValue
+
+DEFAULT_PLACEMENT = "default"
+"""The placement of requests that name none; it always exists."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
+
+
+def _unit(name: str) -> dict[str, JsonValue]:
+    """The unit of a key, for the reference."""
+    return {"unit": name}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class ServerSettings(_Section):
+    """Where and how the server listens."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` or `::` for all.")
+    port: int = Field(
+        default=50051, ge=0, le=65535, description="TCP port; 0 takes a free one, which is printed and logged."
+    )
+    max_message_bytes: int = Field(
+        default=4 * 1024 * 1024,
+        ge=64 * 1024,
+        le=256 * 1024 * 1024,
+        description="Largest message received or sent; the transport answers RESOURCE_EXHAUSTED beyond it.",
+        json_schema_extra=_unit("bytes"),
+    )
+    default_deadline_ms: int = Field(
+        default=1000,
+        ge=1,
+        le=600_000,
+        description="Deadline of a request whose caller set none.",
+        json_schema_extra=_unit("ms"),
+    )
+    drain_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="How long requests in flight may take to finish after SIGTERM; at least `default_deadline_ms`.",
+        json_schema_extra=_unit("s"),
+    )
+    reflection: bool = Field(
+        default=True, description="Offer gRPC server reflection, so that clients need no proto files."
+    )
+
+    @field_validator("drain_seconds")
+    @classmethod
+    def _drain_covers_a_request(cls, value: float, info: ValidationInfo) -> float:
+        deadline_ms = info.data.get("default_deadline_ms")
+        if deadline_ms is not None and 0 < value < deadline_ms / 1000:
+            raise ValueError(
+                f"must be at least server.default_deadline_ms ({deadline_ms / 1000:g} s), or requests that are in time "
+                "are cut off when the server stops; 0 cuts them off on purpose"
+            )
+        return value
+
+
+class BundleSettings(_Section):
+    """A bundle to serve. The first is the default; requests name the others in their field `bundle`."""
+
+    name: Name = Field(default="default", description="What requests call it; unique.")
+    path: Path = Field(
+        description="The bundle's directory; relative to the configuration file, or else to where the server starts."
+    )
+
+
+class StateSettings(_Section):
+    """What is known of users."""
+
+    snapshot: Path | None = Field(
+        default=None,
+        description="Directory of the user snapshot; without one every user is unknown. Relative as `bundles.path`.",
+    )
+    shown_per_user: int = Field(
+        default=200,
+        ge=1,
+        le=10_000,
+        description="Recently shown items remembered per user, the latest ones.",
+        json_schema_extra=_unit("items"),
+    )
+    shown_users: int = Field(
+        default=100_000,
+        ge=1,
+        le=100_000_000,
+        description="Users with a recently shown list, 16 bytes an item; the least recently seen is forgotten.",
+        json_schema_extra=_unit("users"),
+    )
+    shown_seconds: float = Field(
+        default=86_400.0,
+        gt=0,
+        le=366 * 86_400,
+        description="How long a shown item counts as recent.",
+        json_schema_extra=_unit("s"),
+    )
+    deadline_ms: int = Field(
+        default=20,
+        ge=1,
+        le=60_000,
+        description="How long a request waits for its user's state before it is answered without, as degraded.",
+        json_schema_extra=_unit("ms"),
+    )
+
+
+class ComputeSettings(_Section):
+    """What computes."""
+
+    threads: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Compute threads; the cores given to the server.",
+        json_schema_extra=_unit("threads"),
+    )
+    max_batch: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Most requests that one compute thread takes at once.",
+        json_schema_extra=_unit("requests"),
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where towers and search run.")
+    allow_native_code: bool = Field(
+        default=False,
+        description="Load shared libraries from bundles. They are code: allow it for bundles that you trust.",
+    )
+
+
+class AdmissionSettings(_Section):
+    """How much load is let in."""
+
+    max_queue: int = Field(
+        default=256,
+        ge=1,
+        le=1_000_000,
+        description="Requests that may wait for a compute thread; more are answered RESOURCE_EXHAUSTED at once.",
+        json_schema_extra=_unit("requests"),
+    )
+
+
+class SourceSettings(_Section):
+    """A candidate source with its share."""
+
+    name: Name = Field(description="Such as `ann`, another vector space of the bundle, `popular`, `again`.")
+    weight: float = Field(ge=0, le=1e6, description="Share of the candidates, relative to the other sources' weights.")
+
+
+class CapSettings(_Section):
+    """At most `max` items with the same value of an attribute."""
+
+    attribute: str = Field(min_length=1, description="A category column of the catalogue.")
+    max: int = Field(ge=1, le=500, description="Items with the same value.", json_schema_extra=_unit("items"))
+    window: int = Field(
+        default=0,
+        ge=0,
+        le=500,
+        description="Only among the first `window` places; 0: in the whole list.",
+        json_schema_extra=_unit("places"),
+    )
+    sliding: bool = Field(default=False, description="In every run of `window` consecutive places instead.")
+
+    @field_validator("window")
+    @classmethod
+    def _window_exceeds_max(cls, value: int, info: ValidationInfo) -> int:
+        cap = info.data.get("max")
+        if cap is not None and 0 < value <= cap:
+            raise ValueError(f"must be larger than max ({cap}), or the cap can never bind; 0 means the whole list")
+        return value
+
+    @field_validator("sliding")
+    @classmethod
+    def _sliding_has_a_window(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("window") == 0:
+            raise ValueError("needs a window larger than max")
+        return value
+
+
+class FreshnessSettings(_Section):
+    """New items gain: score = relevance * (1 + boost * 2 ** (-age / half_life_days))."""
+
+    boost: float = Field(ge=0, le=100, description="Gain of an item that is launched now; 0.2 is 20%.")
+    half_life_days: float = Field(
+        gt=0, le=36_500, description="Age at which half of the gain is left.", json_schema_extra=_unit("days")
+    )
+
+
+class PlacementSettings(_Section):
+    """Defaults of one placement; a request's own fields override them."""
+
+    candidates: int = Field(
+        default=500, ge=1, le=5000, description="Candidates to rank.", json_schema_extra=_unit("items")
+    )
+    sources: tuple[SourceSettings, ...] = Field(
+        default=(),
+        description="Candidate sources with their shares; empty: every source of the bundle, in equal shares.",
+    )
+    caps: tuple[CapSettings, ...] = Field(default=(), description="Caps on attributes, all of which hold.")
+    mmr_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="MMR's relevance weight: 1 relevance only, 0 diversity only; absent: no diversity.",
+    )
+    diversity_space: str = Field(
+        default="", description="Vector space in which MMR measures similarity; empty: the bundle's first."
+    )
+    freshness: FreshnessSettings | None = Field(default=None, description="Gain of new items; absent: none.")
+    objective_weights: Mapping[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
+        default_factory=dict, description="Weights of the ranker's objectives by name; empty: the bundle's."
+    )
+    in_stock: bool = Field(
+        default=True, description="Only items in stock. A catalogue that does not know its stock is not filtered."
+    )
+    in_region: bool = Field(default=False, description="Only items sold in the request's country.")
+    exclude_purchased: bool = Field(default=False, description="No items that the user has bought.")
+    exclude_shown: bool = Field(default=False, description="No items recently shown to the user.")
+    record_shown: bool = Field(default=False, description="Remember answers as shown to the user.")
+
+    @field_validator("sources")
+    @classmethod
+    def _sources_are_usable(cls, value: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
+        _refuse_duplicates("source", [source.name for source in value])
+        if value and not any(source.weight > 0 for source in value):
+            raise ValueError("at least one weight must be above 0")
+        return value
+
+    @field_validator("objective_weights")
+    @classmethod
+    def _weights_have_a_positive_sum(cls, value: Mapping[str, float]) -> Mapping[str, float]:
+        if value and not any(weight > 0 for weight in value.values()):
+            raise ValueError("at least one weight must be above 0")
+        return value
+
+
+class SimilarSettings(_Section):
+    """Defaults of SimilarItems."""
+
+    alpha: float = Field(default=1.0, ge=0, le=1, description="1: behaviour vectors only; 0: content vectors only.")
+    behaviour_space: str = Field(default="", description="Vector space of behaviour; empty: the bundle's first.")
+    content_space: str = Field(
+        default="content", min_length=1, description="Vector space of content; needed where alpha is below 1."
+    )
+
+
+class LogSettings(_Section):
+    """What is logged to stderr, one line an event."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level that is logged."
+    )
+
+
+class Settings(_Section):
+    """The whole configuration."""
+
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    bundles: tuple[BundleSettings, ...] = Field(min_length=1)
+    compute: ComputeSettings = Field(default_factory=ComputeSettings)
+    state: StateSettings = Field(default_factory=StateSettings)
+    admission: AdmissionSettings = Field(default_factory=AdmissionSettings)
+    placements: Mapping[Name, PlacementSettings] = Field(default_factory=dict)
+    similar: SimilarSettings = Field(default_factory=SimilarSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    @field_validator("bundles")
+    @classmethod
+    def _bundle_names_are_unique(cls, value: tuple[BundleSettings, ...]) -> tuple[BundleSettings, ...]:
+        _refuse_duplicates("bundle", [bundle.name for bundle in value])
+        return value
+
+    @field_validator("state")
+    @classmethod
+    def _state_leaves_time(cls, value: StateSettings, info: ValidationInfo) -> StateSettings:
+        server = info.data.get("server")
+        if server is not None and value.deadline_ms >= server.default_deadline_ms:
+            raise ValueError(
+                f"state.deadline_ms ({value.deadline_ms}) must be below server.default_deadline_ms "
+                f"({server.default_deadline_ms}), or waiting for state uses up the whole request"
+            )
+        return value
+
+    @field_validator("admission")
+    @classmethod
+    def _queue_holds_a_batch(cls, value: AdmissionSettings, info: ValidationInfo) -> AdmissionSettings:
+        compute = info.data.get("compute")
+        if compute is not None and value.max_queue < compute.max_batch:
+            raise ValueError(
+                f"admission.max_queue ({value.max_queue}) must be at least compute.max_batch ({compute.max_batch}), "
+                "or a full batch can never form"
+            )
+        return value
+
+    @field_validator("placements")
+    @classmethod
+    def _default_always_exists(cls, value: Mapping[str, PlacementSettings]) -> Mapping[str, PlacementSettings]:
+        return {DEFAULT_PLACEMENT: PlacementSettings(), **value}
+
+
+def _refuse_duplicates(what: str, names: list[str]) -> None:
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(f"{what} names must be unique; given more than once: {', '.join(duplicates)}")

@@ -1,0 +1,88 @@
+"""From settings to what is served: bundles opened, golden requests replayed, placements checked, users tied to them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from recserve.server.bundle.errors import BundleError, RecserveError
+from recserve.server.bundle.reader import open_bundle
+from recserve.server.config import BundleSettings, Settings
+from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
+from recserve.server.rpc.placements import check_placements
+from recserve.server.state.embedded import Users, open_users
+
+logger = logging.getLogger(__name__)
+
+
+class LoadError(RecserveError):
+    """A configured bundle or snapshot cannot be served; the message names it, its path, and why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """Everything that is served."""
+
+    pipelines: Mapping[str, Pipeline]
+    """By the name under which each bundle is served, the default first."""
+    users: Users
+
+
+def load(settings: Settings) -> Loaded:
+    """Load every bundle, then the users.
+
+    Raises:
+        LoadError: a bundle or the snapshot cannot be used.
+        PlacementError: what is configured asks for what a bundle does not have.
+    """
+    pipelines = {bundle.name: load_pipeline(bundle, settings) for bundle in settings.bundles}
+    return Loaded(pipelines, load_users(pipelines, settings))
+
+
+def load_pipeline(source: BundleSettings, settings: Settings) -> Pipeline:
+    """Open and verify one bundle, replay its golden requests, and check the placements against it.
+
+    Raises:
+        LoadError: the bundle cannot be used.
+        PlacementError: what is configured asks for what the bundle does not have.
+    """
+    started = time.monotonic()
+    logger.info('loading bundle "%s" from %s', source.name, source.path)
+    try:
+        bundle = open_bundle(source.path)
+        compute = settings.compute
+        pipeline = open_pipeline(bundle, device=compute.device, allow_native_code=compute.allow_native_code)
+    except (BundleError, OSError) as error:
+        raise LoadError(f'bundle "{source.name}" at {source.path}: {error}') from error
+    check_placements(settings, source.name, pipeline)
+    logger.info(
+        'bundle "%s" is %s %s: %d items, sources %s, %d golden requests answered as at export, in %.1f s',
+        source.name,
+        bundle.name,
+        bundle.version,
+        bundle.catalogue.size,
+        ", ".join(pipeline.sources),
+        bundle.manifest.golden.requests,
+        time.monotonic() - started,
+    )
+    return pipeline
+
+
+def load_users(pipelines: Mapping[str, Pipeline], settings: Settings) -> Users:
+    """Open the user snapshot, if there is one, and check that it fits every bundle.
+
+    Raises:
+        LoadError: the snapshot cannot be used, or it or the bundles differ in what they know of users.
+    """
+    path = settings.state.snapshot
+    try:
+        users = open_users(path, {name: pipeline.bundle for name, pipeline in pipelines.items()})
+    except (BundleError, OSError) as error:
+        raise LoadError(f"user snapshot at {path}: {error}" if path else str(error)) from error
+    if users.snapshot is None:
+        logger.warning("no user snapshot is configured (state.snapshot): every user is unknown and gets a cold start")
+    else:
+        logger.info("user snapshot %s from %s: %d users", users.snapshot.version, path, users.snapshot.size)
+    return users

@@ -1,0 +1,172 @@
+"""From requests and candidates to the arrays that features are computed from.
+
+Serving and training both come through here, so a feature cannot see other inputs in one than in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.kernels.features import ColumnValues, FeatureBatch, FeatureSchema, recent_items
+from recserve.server.bundle.catalogue import Catalogue
+from recserve.server.pipeline.types import History, Rows, UserState, no_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Subject:
+    """One request's side of the features: the user, the situation, the time."""
+
+    time_us: int
+    known: bool
+    user: ColumnValues
+    """One row of the schema's user columns."""
+    context: ColumnValues
+    """One row of the schema's context columns."""
+    history: History
+    history_rows: Rows
+    """Rows of `history.keys`; -1 for items that the bundle does not have."""
+    recent_rows: Rows
+    """Distinct known items, latest first: the session's, then the history's."""
+    vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """The user's vector by space; a space without an entry has none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Items up for ranking, with what each source said of them.
+
+    Attributes:
+        rows: [n], distinct.
+        sources: names of the sources that were asked.
+        scores: float32 [n, sources] in the source's own unit; NaN where it did not propose the item.
+        ranks: int32 [n, sources], 1 is best; 0 where it did not propose the item.
+    """
+
+    rows: Rows
+    sources: tuple[str, ...]
+    scores: NDArray[np.float32]
+    ranks: NDArray[np.int32]
+
+    @staticmethod
+    def given(rows: Rows) -> Candidates:
+        """Candidates that no source proposed."""
+        return Candidates(rows, (), np.empty((rows.size, 0), np.float32), np.empty((rows.size, 0), np.int32))
+
+
+def subject(
+    state: UserState,
+    catalogue: Catalogue,
+    *,
+    context: ColumnValues,
+    time_us: int,
+    session_rows: Rows | None = None,
+    user: ColumnValues | None = None,
+) -> Subject:
+    """Resolve a user's state against a catalogue.
+
+    Args:
+        state: of the user, by item keys.
+        catalogue: of the bundle.
+        context: one row of context columns.
+        time_us: the request's time, microseconds UTC.
+        session_rows: this session's items, latest first.
+        user: the user columns to use instead of the state's (overrides applied).
+    """
+    rows = catalogue.rows_of_keys(state.history.keys)
+    return Subject(
+        time_us=time_us,
+        known=state.known,
+        user=state.columns if user is None else user,
+        context=context,
+        history=state.history,
+        history_rows=rows,
+        recent_rows=recent_items(no_rows() if session_rows is None else session_rows, rows),
+    )
+
+
+def assemble(
+    schema: FeatureSchema,
+    subjects: Sequence[Subject],
+    candidates: Sequence[Candidates],
+    dims: Mapping[str, int],
+) -> FeatureBatch:
+    """The feature program's input for a micro-batch.
+
+    Args:
+        schema: the feature definitions.
+        subjects: one per request.
+        candidates: one per request.
+        dims: dimension of each space that the schema refers to.
+    """
+    scores, ranks = zip(*(_source_columns(schema.sources, each) for each in candidates), strict=True)
+    return FeatureBatch(
+        offsets=_offsets([each.rows for each in candidates]),
+        rows=np.concatenate([each.rows for each in candidates]),
+        time_us=np.array([each.time_us for each in subjects], np.int64),
+        known=np.array([each.known for each in subjects], np.uint8),
+        user=ColumnValues.concat([each.user for each in subjects]),
+        context=ColumnValues.concat([each.context for each in subjects]),
+        history_offsets=_offsets([each.history_rows for each in subjects]),
+        history_rows=np.concatenate([each.history_rows for each in subjects]),
+        history_events=np.concatenate([each.history.events for each in subjects]),
+        history_counts=np.concatenate([each.history.counts for each in subjects]),
+        history_last_us=np.concatenate([each.history.last_us for each in subjects]),
+        recent_offsets=_offsets([each.recent_rows for each in subjects]),
+        recent_rows=np.concatenate([each.recent_rows for each in subjects]),
+        source_scores=np.concatenate(scores),
+        source_ranks=np.concatenate(ranks),
+        user_vectors={name: _user_vectors(subjects, name, dims[name]) for name in schema.spaces},
+    )
+
+
+class TowerArguments(TypedDict):
+    """Arguments of `UserTower.embed`."""
+
+    user: ColumnValues
+    recent_offsets: NDArray[np.int64]
+    recent_rows: Rows
+    time_us: NDArray[np.int64]
+
+
+def tower_users(subjects: Sequence[Subject]) -> TowerArguments:
+    """The user tower's side of some subjects, one row each."""
+    return {
+        "user": ColumnValues.concat([each.user for each in subjects]),
+        "recent_offsets": _offsets([each.recent_rows for each in subjects]),
+        "recent_rows": np.concatenate([each.recent_rows for each in subjects]),
+        "time_us": np.array([each.time_us for each in subjects], np.int64),
+    }
+
+
+def _offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """[len(parts) + 1]: where each part begins in the concatenation."""
+    offsets = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([part.size for part in parts], out=offsets[1:])
+    return offsets
+
+
+def _source_columns(wanted: Sequence[str], candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scores and ranks [n, wanted]; NaN for sources that were not asked or did not propose the item."""
+    shape = (candidates.rows.size, len(wanted))
+    scores, ranks = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    for column, name in enumerate(wanted):
+        if name in candidates.sources:
+            found = candidates.sources.index(name)
+            proposed = candidates.ranks[:, found] > 0
+            scores[:, column] = candidates.scores[:, found]
+            ranks[proposed, column] = candidates.ranks[proposed, found]
+    return scores, ranks
+
+
+def _user_vectors(subjects: Sequence[Subject], space: str, dim: int) -> NDArray[np.float32]:
+    """[subjects, dim]; NaN rows where there is no vector."""
+    vectors = np.full((len(subjects), dim), np.nan, np.float32)
+    for row, each in enumerate(subjects):
+        if space in each.vectors:
+            vectors[row] = each.vectors[space]
+    return vectors

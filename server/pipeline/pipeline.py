@@ -1,0 +1,446 @@
+"""The road from queries to answers: embed, retrieve, rank, rerank.
+
+Plain, synchronous and over arrays; no I/O, no asyncio, no gRPC. A micro-batch gives each request the answer that it
+would get alone, bit for bit: whatever is shared (one scan of the vectors, one feature matrix, one pass of the forest)
+treats every row by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.kernels import rerank as rerank_kernel
+from recserve.kernels import vectors as vector_kernel
+from recserve.kernels.features import FeatureBatch, FeatureProgram, ItemArrays
+from recserve.server.bundle.columns import CategoryColumn
+from recserve.server.bundle.reader import Bundle, Space
+from recserve.server.pipeline.assemble import Candidates, Subject, assemble, subject, tower_users
+from recserve.server.pipeline.candidates import extend, union
+from recserve.server.pipeline.errors import DeadlineExpiredError
+from recserve.server.pipeline.filters import PURCHASE_EVENT
+from recserve.server.pipeline.golden import item_arrays, replay
+from recserve.server.pipeline.host import this_host
+from recserve.server.pipeline.ranker import Ranker, open_ranker
+from recserve.server.pipeline.reasons import Reasons, reasons_for
+from recserve.server.pipeline.scoring import combine, freshen, fuse_ranks
+from recserve.server.pipeline.search import Searcher, open_searcher
+from recserve.server.pipeline.sources import (
+    POPULAR,
+    AgainSource,
+    PopularSource,
+    Proposal,
+    Request,
+    Source,
+    SpaceSource,
+)
+from recserve.server.pipeline.towers import UserTower, open_user_tower
+from recserve.server.pipeline.types import (
+    Degraded,
+    Query,
+    QueryKind,
+    Reason,
+    RerankOptions,
+    Result,
+    Rows,
+    StageTimes,
+    UserState,
+)
+
+
+class FeatureComputer(Protocol):
+    """Computes the ranker's features: `FeatureProgram`, or the reference in its place."""
+
+    def compute(self, items: ItemArrays, batch: FeatureBatch) -> NDArray[np.float32]:
+        """[candidates, features]."""
+
+
+Select = Callable[..., tuple[NDArray[np.int64], bool]]
+"""The signature of `recserve.kernels.rerank.select`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Engines:
+    """What computes; a pipeline over reference engines is the oracle of one over the fast ones."""
+
+    towers: Mapping[str, UserTower]
+    searchers: Mapping[str, Searcher]
+    features: FeatureComputer
+    ranker: Ranker | None
+    select: Select = rerank_kernel.select
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One request of a micro-batch and what the stages have made of it."""
+
+    request: Request
+    candidates: Candidates = field(default_factory=lambda: Candidates.given(np.empty(0, np.int64)))
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    relevance: NDArray[np.float64] | None = None
+    times: StageTimes = field(default_factory=StageTimes)
+    outcome: Result | Exception | None = None
+
+    @property
+    def query(self) -> Query:
+        return self.request.query
+
+
+class Pipeline:
+    """Everything that answers from one bundle. Safe to run from several threads at once.
+
+    Attributes:
+        bundle: what it answers from.
+        engines: what computes.
+        objectives: of the ranker, in order; empty without one.
+        sources: names that a request may ask for candidates.
+        spaces: names of the vector spaces.
+    """
+
+    def __init__(self, bundle: Bundle, engines: Engines) -> None:
+        self.bundle = bundle
+        self.objectives = engines.ranker.objectives if engines.ranker else ()
+        self.spaces = tuple(bundle.spaces)
+        self.engines = engines
+        self._sources = _sources(bundle, engines.searchers)
+        self.sources = tuple(self._sources)
+        self._items = item_arrays(bundle)
+        events = bundle.schema.event_types
+        self._purchase_code = events.index(PURCHASE_EVENT) if PURCHASE_EVENT in events else -1
+
+    def run(self, work: Sequence[tuple[Query, UserState]]) -> list[Result | Exception]:
+        """Answer a micro-batch.
+
+        Args:
+            work: queries against this pipeline's bundle, each with its user's state.
+
+        Returns:
+            In the order of `work`: an answer, or the RequestError of that request alone. An unexpected error of one
+            request may raise for the whole batch; running the requests one by one then tells whose it is.
+        """
+        jobs = [_Job(self._resolve(query, state)) for query, state in work]
+        for name, stage in (
+            ("embed", self._embed),
+            ("retrieve", self._retrieve),
+            ("rank", self._rank),
+            ("rerank", self._rerank),
+        ):
+            live = _still_wanted(jobs, name)
+            if live:
+                _timed(stage, live, f"{name}_us")
+        return [_outcome(job) for job in jobs]
+
+    def retrieve(self, work: Sequence[tuple[Query, UserState]]) -> list[tuple[Subject, Candidates]]:
+        """The first half of the road, for whoever trains or checks a ranker: users with their vectors, and candidates.
+
+        Args:
+            work: as for `run`; deadlines are not looked at.
+        """
+        jobs = [_Job(self._resolve(query, state)) for query, state in work]
+        self._embed(jobs)
+        self._retrieve(jobs)
+        return [(job.request.subject, job.candidates) for job in jobs]
+
+    def _resolve(self, query: Query, state: UserState) -> Request:
+        """The query's user in terms of this bundle's rows."""
+        layout = self.bundle.schema.user_layout
+        overrides = query.user_overrides
+        who = subject(
+            state,
+            self.bundle.catalogue,
+            context=query.context,
+            time_us=query.time_us,
+            session_rows=query.session_rows,
+            user=state.columns.with_overrides(layout, overrides) if overrides else None,
+        )
+        return Request(query, state, who, self.bundle.catalogue, self._purchase_code)
+
+    # ---------------------------------------------------------------------------------------------------- embed
+
+    def _embed(self, jobs: Sequence[_Job]) -> None:
+        """Give every request its user's vector in the spaces that its sources and features need."""
+        for name, space in self.bundle.spaces.items():
+            wanting = [job.request for job in jobs if self._needs(job.query, name)]
+            known = [request for request in wanting if request.subject.known]
+            if name in self.engines.towers and known:
+                vectors = self.engines.towers[name].embed(**tower_users([request.subject for request in known]))
+                for request, vector in zip(known, vectors, strict=True):
+                    request.subject.vectors[name] = vector
+            for request in wanting:
+                if name not in request.subject.vectors:
+                    _set_vector(request, space)
+
+    def _needs(self, query: Query, space: str) -> bool:
+        if query.kind is QueryKind.SIMILAR:
+            return False
+        asked = any(quota.source == space and quota.weight > 0 for quota in query.quotas)
+        return asked or (bool(self.objectives) and space in self.bundle.schema.spaces)
+
+    # ------------------------------------------------------------------------------------------------- retrieve
+
+    def _retrieve(self, jobs: Sequence[_Job]) -> None:
+        """Give every request its candidates, all of them passing its filter."""
+        recommend = [job for job in jobs if job.query.kind is QueryKind.RECOMMEND]
+        proposals = self._ask_sources(recommend)
+        for job, mine in zip(recommend, proposals, strict=True):
+            job.candidates = self._merge(job, mine)
+        for job in jobs:
+            if job.query.kind is QueryKind.RANK:
+                rows = job.query.given_rows
+                job.candidates = Candidates.given(rows[job.request.passing(rows)])
+            elif job.query.kind is QueryKind.SIMILAR:
+                self._find_similar(job)
+
+    def _ask_sources(self, jobs: Sequence[_Job]) -> list[dict[str, Proposal]]:
+        """Per job, what each source says that it asks: one call per source and number of candidates.
+
+        A source is asked for as many as are wanted in all: it may have to make up for others that run short. Jobs that
+        want other numbers are asked for apart, because an approximate index finds other items with another k.
+        """
+        proposals: list[dict[str, Proposal]] = [{} for _ in jobs]
+        for name, source in self._sources.items():
+            asking = [index for index, job in enumerate(jobs) if name in _asked(job.query)]
+            for k in {jobs[index].query.candidates for index in asking}:
+                group = [index for index in asking if jobs[index].query.candidates == k]
+                found = source.propose([jobs[index].request for index in group], k)
+                for index, proposal in zip(group, found, strict=True):
+                    proposals[index][name] = proposal
+        return proposals
+
+    def _merge(self, job: _Job, proposals: Mapping[str, Proposal]) -> Candidates:
+        """The union by quotas; popular items stand in where the sources together know too few."""
+        query, weights = job.query, _asked(job.query)
+        names = list(weights)
+        merged = union(names, [proposals[name] for name in names], list(weights.values()), query.candidates)
+        if merged.rows.size < query.count and POPULAR not in weights:
+            popular = self._sources[POPULAR].propose([job.request], query.count + merged.rows.size)[0]
+            merged = extend(merged, POPULAR, popular, query.count)
+        return merged
+
+    def _find_similar(self, job: _Job) -> None:
+        """Neighbours of the seeds by the blend of two spaces; an item's score is that to its nearest seed."""
+        query, request = job.query, job.request
+        blend = self._blend(query)
+        mask = request.mask.copy()
+        mask[query.given_rows] = 0
+        rows = np.empty(0, np.int64)
+        for name, _ in blend:
+            seeds = self.bundle.spaces[name].vectors[query.given_rows]
+            wanted = max(query.candidates, query.count)
+            found = self.engines.searchers[name].search(seeds, wanted, [mask] * len(seeds))
+            rows = np.union1d(rows, np.concatenate([each for each, _ in found]))
+        nearest = np.full(rows.size, -np.inf)
+        by_space = np.empty((rows.size, len(blend)), np.float32)
+        for seed in query.given_rows:
+            similarity = np.zeros(rows.size)
+            for column, (name, weight) in enumerate(blend):
+                vectors = self.bundle.spaces[name].vectors
+                scores = vector_kernel.dot_rows(vectors, vectors[seed], rows)
+                similarity += weight * scores
+                by_space[:, column] = scores if seed == query.given_rows[0] else np.maximum(by_space[:, column], scores)
+            nearest = np.maximum(nearest, similarity)
+        order = np.lexsort((rows, -nearest))[: max(query.candidates, query.count)]
+        ranks = np.stack([_ranks(by_space[order, column]) for column in range(len(blend))], axis=1)
+        job.candidates = Candidates(rows[order], tuple(name for name, _ in blend), by_space[order], ranks)
+        job.scores = nearest[order]
+
+    def _blend(self, query: Query) -> list[tuple[str, float]]:
+        """Spaces with their weights; a space of weight 0 is left out."""
+        behaviour = query.behaviour_space or self.spaces[0]
+        return [
+            (name, weight)
+            for name, weight in ((behaviour, query.alpha), (query.content_space, 1.0 - query.alpha))
+            if weight > 0
+        ]
+
+    # ----------------------------------------------------------------------------------------------------- rank
+
+    def _rank(self, jobs: Sequence[_Job]) -> None:
+        """Give every candidate its score: one feature matrix and one pass of the forests for the micro-batch."""
+        ranked = [job for job in jobs if job.query.kind is not QueryKind.SIMILAR]
+        if self.engines.ranker is None:
+            for job in ranked:
+                job.scores = fuse_ranks(job.candidates.ranks)
+        elif ranked:
+            relevance = self._relevance(self.engines.ranker, ranked)
+            ends = np.cumsum([job.candidates.rows.size for job in ranked])
+            for job, mine in zip(ranked, np.split(relevance, ends[:-1]), strict=True):
+                weights = job.query.rerank.objective_weights or self.engines.ranker.weights
+                job.relevance = combine(mine, weights)
+                job.scores = job.relevance
+
+    def _relevance(self, ranker: Ranker, jobs: Sequence[_Job]) -> NDArray[np.float64]:
+        """[candidates of all jobs, objectives]."""
+        dims = {name: space.dim for name, space in self.bundle.spaces.items()}
+        batch = assemble(
+            self.bundle.schema, [job.request.subject for job in jobs], [job.candidates for job in jobs], dims
+        )
+        return ranker.relevance(ranker.margins(self.engines.features.compute(self._items, batch)))
+
+    # --------------------------------------------------------------------------------------------------- rerank
+
+    def _rerank(self, jobs: Sequence[_Job]) -> None:
+        for job in jobs:
+            job.outcome = self._answer(job)
+
+    def _answer(self, job: _Job) -> Result:
+        """Freshness, then caps and diversity, then exactly as many as were asked for."""
+        query, candidates = job.query, job.candidates
+        scores = job.scores
+        if query.rerank.freshness is not None:
+            scores = freshen(scores, self.bundle.catalogue, candidates.rows, query.time_us, query.rerank.freshness)
+        chosen, relaxed = self.choose(scores, candidates.rows, query.count, query.rerank)
+        rows, ranks = candidates.rows[chosen], candidates.ranks[chosen]
+        return Result(
+            rows=rows,
+            scores=scores[chosen],
+            relevance=None if job.relevance is None else job.relevance[chosen],
+            sources=candidates.sources,
+            source_scores=candidates.scores[chosen],
+            source_ranks=ranks,
+            reasons=self._reasons(job, rows, ranks) if query.reasons else (),
+            cold_start=not job.request.state.known,
+            degraded=(Degraded("diversity", "caps_relaxed"),) if relaxed else (),
+            times=job.times,
+        )
+
+    def choose(
+        self, scores: NDArray[np.float64], rows: Rows, count: int, options: RerankOptions
+    ) -> tuple[NDArray[np.int64], bool]:
+        """Positions of the final list among the candidates, and whether caps had to be relaxed to fill it.
+
+        Args:
+            scores: [n], after freshness.
+            rows: [n], the candidates.
+            count: places to fill; fewer come back only where n is smaller.
+            options: caps and diversity.
+        """
+        codes = [self._cap_codes(cap.attribute)[rows] for cap in options.caps]
+        vectors = None
+        if options.mmr_weight is not None:
+            vectors = self.bundle.spaces[options.diversity_space or self.spaces[0]].vectors
+        return self.engines.select(
+            scores,
+            rows,
+            count,
+            np.ascontiguousarray(np.stack(codes, axis=1)) if codes else np.empty((rows.size, 0), np.int32),
+            np.array([cap.max for cap in options.caps], np.int32),
+            np.array([cap.window for cap in options.caps], np.int32),
+            np.array([cap.sliding for cap in options.caps], np.uint8),
+            vectors,
+            1.0 if options.mmr_weight is None else options.mmr_weight,
+        )
+
+    def _cap_codes(self, attribute: str) -> NDArray[np.int32]:
+        column = self.bundle.catalogue.columns[attribute]
+        if not isinstance(column, CategoryColumn):
+            raise TypeError(f"caps need a category column; {attribute!r} is {column!r}")
+        return column.codes
+
+    def _reasons(self, job: _Job, rows: Rows, ranks: NDArray[np.int32]) -> tuple[tuple[Reason, ...], ...]:
+        found = Reasons(self.bundle.catalogue, job.request.subject, self._purchase_code)
+        return reasons_for(found, rows, job.candidates.sources, ranks)
+
+
+def open_pipeline(bundle: Bundle, *, device: str = "cpu", allow_native_code: bool = False) -> Pipeline:
+    """A pipeline over the bundle's own engines that has answered the golden requests as they were answered at export.
+
+    Args:
+        bundle: an open bundle.
+        device: "cpu" or "cuda".
+        allow_native_code: whether compiled code in the bundle may be loaded.
+
+    Raises:
+        BundleError: see `open_engines` and `recserve.server.pipeline.golden.replay`.
+    """
+    engines = open_engines(bundle, device=device, allow_native_code=allow_native_code)
+    pipeline = Pipeline(bundle, engines)
+    replay(pipeline, same_cpu=bundle.manifest.exporter_host == this_host())
+    return pipeline
+
+
+def open_engines(bundle: Bundle, *, device: str, allow_native_code: bool) -> Engines:
+    """The bundle's own engines.
+
+    Args:
+        bundle: an open bundle.
+        device: "cpu" or "cuda".
+        allow_native_code: whether compiled code in the bundle may be loaded.
+
+    Raises:
+        BundleUnsupportedError: this build, configuration or machine lacks what the bundle needs.
+        BundleMismatchError: an engine contradicts the manifest.
+    """
+    towers = {name: open_user_tower(bundle, name, device) for name, s in bundle.spaces.items() if s.has_user_tower}
+    return Engines(
+        towers=towers,
+        searchers={name: open_searcher(space, device) for name, space in bundle.spaces.items()},
+        features=FeatureProgram(bundle.schema, bundle.cardinalities),
+        ranker=open_ranker(bundle, allow_native_code=allow_native_code),
+    )
+
+
+def _sources(bundle: Bundle, searchers: Mapping[str, Searcher]) -> dict[str, Source]:
+    """By name, in the order in which features and answers list them."""
+    spaces: Iterable[Source] = (
+        SpaceSource(name, searchers[name]) for name, space in bundle.spaces.items() if space.serves_users
+    )
+    found: list[Source] = [*spaces, PopularSource(bundle.catalogue), AgainSource()]
+    return {source.name: source for source in found}
+
+
+def _asked(query: Query) -> dict[str, float]:
+    """Weights by source; a weight of 0 is the same as not asking."""
+    return {quota.source: quota.weight for quota in query.quotas if quota.weight > 0}
+
+
+def _still_wanted(jobs: Sequence[_Job], stage: str) -> list[_Job]:
+    """Jobs without an outcome; those whose deadline has passed get theirs here, and no further work."""
+    live = []
+    for job in jobs:
+        if job.outcome is None and job.query.expired():
+            job.outcome = DeadlineExpiredError(stage)
+        if job.outcome is None:
+            live.append(job)
+    return live
+
+
+def _timed(stage: Callable[[Sequence[_Job]], None], jobs: Sequence[_Job], name: str) -> None:
+    start = time.perf_counter_ns()
+    stage(jobs)
+    elapsed = (time.perf_counter_ns() - start) // 1000
+    for job in jobs:
+        setattr(job.times, name, elapsed)
+
+
+def _outcome(job: _Job) -> Result | Exception:
+    if job.outcome is None:
+        raise RuntimeError("a request left the pipeline without an outcome")
+    return job.outcome
+
+
+def _set_vector(request: Request, space: Space) -> None:
+    """A stored user vector, else the direction of the session's items; neither: no vector, the source stays silent."""
+    stored = space.user_row(request.query.user_id) if request.subject.known else -1
+    if stored >= 0 and space.user_vectors is not None:
+        request.subject.vectors[space.name] = np.array(space.user_vectors[stored])
+        return
+    session = request.query.session_rows
+    if session.size == 0:
+        return
+    mean = space.vectors[session].mean(axis=0, dtype=np.float64)
+    length = float(np.sqrt(np.sum(mean * mean)))
+    if length > 0:
+        request.subject.vectors[space.name] = (mean / length if space.normalized else mean).astype(np.float32)
+
+
+def _ranks(scores: NDArray[np.float32]) -> NDArray[np.int32]:
+    """1 for the highest score, ties in the order given."""
+    ranks = np.empty(scores.size, np.int32)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, scores.size + 1)
+    return ranks

@@ -1,0 +1,532 @@
+"""Towers: ONNX networks from named inputs to one vector per row. Export and serving fill the inputs with this code.
+
+What an input of kind ... holds, for R rows:
+
+    COLUMNS       [R, columns], or [R] with rank 1: user columns in a user tower, item columns in an item tower
+    RECENT_ITEMS  [R, length]: an item column of the last `length` recent items, latest first; no column: their rows
+    RECENT_MASK   [R, length]: 1 where RECENT_ITEMS holds an item, 0 behind the last
+    RECENT_COUNT  [R, 1], or [R] with rank 1: how many of the last `length` there are
+
+`offset` is added to category codes, integers and item rows, never to numbers, flags and days. A missing value, and in
+RECENT_ITEMS the padding, becomes `missing` as it stands: with offset 1 and missing 0, a network's embedding table can
+keep entry 0 for both. Without `missing` (NaN) it is NaN in float32 inputs; an int64 input has no NaN, so it must say
+what stands for values that can be missing. Times become days before the request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.bundle.v1 import manifest_pb2
+from recserve.kernels.features import MISSING_CODE, MISSING_TIME, ColumnLayout, ColumnValues
+from recserve.server.bundle.columns import (
+    CategoryColumn,
+    Column,
+    FlagColumn,
+    IntegerColumn,
+    NumberColumn,
+    TimeColumn,
+)
+from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
+from recserve.server.bundle.reader import Bundle
+
+TOWER_TOLERANCE: Final = 1e-5
+"""Largest difference between two runs of one network, relative to the length of its vectors."""
+LENGTH_TOLERANCE: Final = 1e-4
+"""How far the length of a normalised vector may be from 1."""
+
+Feed: TypeAlias = dict[str, NDArray[np.generic]]
+"""A tower's inputs by name, all with R rows: float32 or int64."""
+Content: TypeAlias = Literal["number", "category", "integer", "flag", "time", "row"]
+"""What a value is, which decides how it enters an input."""
+
+_MICROSECONDS_PER_DAY: Final = 86_400e6
+_INT64_CONTENT: Final = ("category", "integer", "flag", "row")
+_OFFSET_CONTENT: Final = ("category", "integer", "row")
+
+
+class TowerOutputError(RuntimeError):
+    """A network gave something that is not a vector of its space: a fault of the network, not of the request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TowerUsers:
+    """What user towers read of R users.
+
+    Attributes:
+        user: the user columns, R rows.
+        recent_offsets: int64 [R + 1]; cuts `recent_rows` by user.
+        recent_rows: int64; recent items, latest first, distinct and known (`recserve.kernels.features.recent_items`).
+        time_us: int64 [R]; the requests' times, microseconds since 1970 UTC.
+    """
+
+    user: ColumnValues
+    recent_offsets: NDArray[np.int64]
+    recent_rows: NDArray[np.int64]
+    time_us: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Values:
+    """Some rows of one column: the values, where there is one, and what they are."""
+
+    values: NDArray[np.generic]
+    present: NDArray[np.bool_]
+    content: Content
+
+
+# ---------------------------------------------------------------------------------------------------- filling inputs
+
+
+def user_feed(
+    tower: manifest_pb2.Tower, layout: ColumnLayout, columns: Mapping[str, Column], users: TowerUsers
+) -> Feed:
+    """The inputs of a user tower.
+
+    Args:
+        tower: whose inputs `input_problems` has found nothing wrong with.
+        layout: of the user columns.
+        columns: item columns by name.
+        users: R of them.
+    """
+    feed: Feed = {}
+    for spec in tower.inputs:
+        if spec.kind == manifest_pb2.COLUMNS:
+            feed[spec.name] = _fill_columns(spec, [_user_values(name, layout, users) for name in spec.columns])
+        else:
+            feed[spec.name] = _fill_recent(spec, columns, users)
+    return feed
+
+
+def item_feed(tower: manifest_pb2.Tower, columns: Mapping[str, Column], rows: NDArray[np.int64]) -> Feed:
+    """The inputs of an item tower.
+
+    Args:
+        tower: whose inputs `input_problems` has found nothing wrong with.
+        columns: item columns by name.
+        rows: int64 [R].
+    """
+    no_time = np.zeros(rows.shape, np.int64)  # input_problems refuses times: an item's vector has no request
+    return {
+        spec.name: _fill_columns(spec, [_item_values(columns[name], rows, no_time) for name in spec.columns])
+        for spec in tower.inputs
+    }
+
+
+def _fill_columns(spec: manifest_pb2.TowerInput, values: Sequence[_Values]) -> NDArray[np.generic]:
+    filled = _empty(spec, (len(values[0].values), len(values)))
+    for column, each in enumerate(values):
+        _write(spec, filled[:, column], each)
+    return filled if spec.rank == 2 else filled[:, 0]
+
+
+def _fill_recent(
+    spec: manifest_pb2.TowerInput, columns: Mapping[str, Column], users: TowerUsers
+) -> NDArray[np.generic]:
+    rows = _recent_rows(users, spec.length)
+    held = rows >= 0
+    if spec.kind == manifest_pb2.RECENT_ITEMS:
+        filled = _empty(spec, rows.shape)
+        times = np.broadcast_to(users.time_us[:, np.newaxis], rows.shape)[held]
+        flat = filled[held]
+        _write(spec, flat, _recent_values(spec, columns, rows[held], times))
+        filled[held] = flat
+        return filled
+    if spec.kind == manifest_pb2.RECENT_MASK:
+        return held.astype(_dtype(spec))
+    counts: NDArray[np.int64] = held.sum(axis=1, keepdims=spec.rank == 2)
+    return counts.astype(_dtype(spec))
+
+
+def _recent_rows(users: TowerUsers, length: int) -> NDArray[np.int64]:
+    """[R, length]: the last items of each user, -1 behind them."""
+    rows = np.full((users.time_us.size, length), -1, np.int64)
+    for user, row in enumerate(rows):
+        recent = users.recent_rows[users.recent_offsets[user] : users.recent_offsets[user + 1]][:length]
+        row[: recent.size] = recent
+    return rows
+
+
+def _recent_values(
+    spec: manifest_pb2.TowerInput, columns: Mapping[str, Column], rows: NDArray[np.int64], times: NDArray[np.int64]
+) -> _Values:
+    if spec.columns:
+        return _item_values(columns[spec.columns[0]], rows, times)
+    return _Values(rows, np.ones(rows.shape, np.bool_), "row")
+
+
+def _user_values(name: str, layout: ColumnLayout, users: TowerUsers) -> _Values:
+    kind, index = layout[name]
+    if kind == "number":
+        return _numbers(users.user.numbers[:, index])
+    if kind == "category":
+        return _codes(users.user.codes[:, index])
+    if kind == "time":
+        return _days(users.user.times[:, index], users.time_us)
+    raise TypeError(f"user column {name!r} of type {kind} is no input of a tower")
+
+
+def _item_values(column: Column, rows: NDArray[np.int64], times: NDArray[np.int64]) -> _Values:
+    match column:
+        case NumberColumn():
+            return _numbers(column.values[rows])
+        case CategoryColumn():
+            return _codes(column.codes[rows])
+        case TimeColumn():
+            return _days(column.values[rows], times)
+        case IntegerColumn():
+            return _Values(column.values[rows], np.ones(rows.shape, np.bool_), "integer")
+        case FlagColumn():
+            return _Values(column.values[rows], np.ones(rows.shape, np.bool_), "flag")
+    raise TypeError(f"item column {column.name!r} is no input of a tower: {type(column).__name__}")
+
+
+def _numbers(values: NDArray[np.float64]) -> _Values:
+    return _Values(values, ~np.isnan(values), "number")
+
+
+def _codes(codes: NDArray[np.int32]) -> _Values:
+    return _Values(codes, codes != MISSING_CODE, "category")
+
+
+def _days(times: NDArray[np.int64], now: NDArray[np.int64]) -> _Values:
+    """Days from `times` to `now`; computed in double, since the difference of extreme times overflows int64."""
+    days = (now.astype(np.float64) - times.astype(np.float64)) / _MICROSECONDS_PER_DAY
+    return _Values(days, times != MISSING_TIME, "time")
+
+
+def _empty(spec: manifest_pb2.TowerInput, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    """All missing."""
+    nothing = 0 if spec.dtype == manifest_pb2.INT64 and math.isnan(spec.missing) else spec.missing
+    return np.full(shape, nothing, _dtype(spec))
+
+
+def _write(spec: manifest_pb2.TowerInput, target: NDArray[np.generic], values: _Values) -> None:
+    """Put the values that are present into `target`; the others keep what stands for missing."""
+    present = values.values[values.present]
+    if values.content in _OFFSET_CONTENT:
+        present = present.astype(np.int64) + spec.offset
+    with np.errstate(over="ignore"):  # a number beyond float32 is infinite there
+        target[values.present] = present
+
+
+def _dtype(spec: manifest_pb2.TowerInput) -> np.dtype[np.generic]:
+    return np.dtype(np.float32 if spec.dtype == manifest_pb2.FLOAT32 else np.int64)
+
+
+# --------------------------------------------------------------------------------------------------- checking inputs
+
+
+def input_problems(
+    tower: manifest_pb2.Tower, columns: Mapping[str, Column], user_layout: ColumnLayout | None
+) -> list[str]:
+    """Everything that is wrong with how a tower's inputs are to be filled; empty: nothing.
+
+    Args:
+        tower: with its inputs.
+        columns: item columns by name.
+        user_layout: of the user columns, for a user tower; None: an item tower.
+    """
+    items = {name: _ITEM_CONTENT.get(type(column)) for name, column in columns.items()}
+    problems = [] if tower.inputs else ["a tower needs at least one input"]
+    names = [spec.name for spec in tower.inputs]
+    problems += [f"input {name!r} is described twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    for spec in tower.inputs:
+        if spec.kind == manifest_pb2.COLUMNS:
+            readable = items if user_layout is None else _user_content(user_layout)
+            found = _column_problems(spec, readable, is_item=user_layout is None)
+        elif user_layout is None:
+            found = ["recent items are a user's; an item tower takes columns alone"]
+        else:
+            found = _recent_problems(spec, items)
+        problems += [f"input {spec.name!r}: {problem}" for problem in found]
+    return problems
+
+
+_ITEM_CONTENT: Final[Mapping[type, Content]] = {
+    NumberColumn: "number",
+    CategoryColumn: "category",
+    IntegerColumn: "integer",
+    FlagColumn: "flag",
+    TimeColumn: "time",
+}
+
+
+def _user_content(layout: ColumnLayout) -> dict[str, Content | None]:
+    return {c.name: None if c.type == "categories" else c.type for c in layout.columns}
+
+
+def _column_problems(
+    spec: manifest_pb2.TowerInput, readable: Mapping[str, Content | None], *, is_item: bool
+) -> list[str]:
+    problems = [] if spec.columns else ["names no column"]
+    problems += _rank_problems(spec, (1, 2) if len(spec.columns) == 1 else (2,))
+    if spec.length:
+        problems.append("`length` is for recent items only")
+    for name in spec.columns:
+        problems += _content_problems(spec, name, readable, "item" if is_item else "user")
+        if is_item and readable.get(name) == "time":
+            problems.append(f"item column {name!r} is a time, and the days since it change after the export")
+    return problems
+
+
+def _recent_problems(spec: manifest_pb2.TowerInput, items: Mapping[str, Content | None]) -> list[str]:
+    problems = [] if spec.length >= 1 else ["`length` must say how many recent items, at least 1"]
+    if spec.kind != manifest_pb2.RECENT_ITEMS:
+        ranks = (2,) if spec.kind == manifest_pb2.RECENT_MASK else (1, 2)
+        return problems + _rank_problems(spec, ranks) + (["takes no columns"] if spec.columns else [])
+    problems += _rank_problems(spec, (2,))
+    if len(spec.columns) > 1:
+        problems.append(f"takes one item column or none, found {list(spec.columns)}")
+    for name in spec.columns:
+        problems += _content_problems(spec, name, items, "item")
+    return problems + _missing_problems(spec, "padding")
+
+
+def _rank_problems(spec: manifest_pb2.TowerInput, ranks: tuple[int, ...]) -> list[str]:
+    if spec.rank in ranks:
+        return []
+    return [f"must have rank {' or '.join(map(str, ranks))}, found {spec.rank}"]
+
+
+def _content_problems(
+    spec: manifest_pb2.TowerInput, name: str, readable: Mapping[str, Content | None], whose: str
+) -> list[str]:
+    content = readable.get(name)
+    if content is None:
+        usable = ", ".join(sorted(n for n, c in readable.items() if c is not None)) or "none"
+        return [f"no {whose} column {name!r} that a tower can read; there are: {usable}"]
+    if spec.dtype == manifest_pb2.INT64 and content not in _INT64_CONTENT:
+        return [f"{whose} column {name!r} is a {content}, which an int64 input cannot hold; declare it float32"]
+    return _missing_problems(spec, f"{whose} column {name!r}") if content == "category" else []
+
+
+def _missing_problems(spec: manifest_pb2.TowerInput, what: str) -> list[str]:
+    if spec.dtype == manifest_pb2.FLOAT32 or (math.isfinite(spec.missing) and spec.missing.is_integer()):
+        return []
+    return [f"int64 has no NaN, so `missing` must be a whole number that stands for missing values ({what})"]
+
+
+# ------------------------------------------------------------------------------------------------------------ running
+
+
+def open_session(model: Path, device: str, name: str = "") -> Any:
+    """An onnxruntime session that computes in the calling thread.
+
+    Args:
+        model: the ONNX file.
+        device: "cpu" or "cuda".
+        name: of the file, for messages.
+
+    Raises:
+        BundleUnsupportedError: onnxruntime is not installed, or cannot use CUDA.
+        BundleCorruptError: onnxruntime cannot load the file.
+    """
+    onnxruntime = _onnxruntime()
+    wanted = _provider(onnxruntime, device)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors; they are raised as well
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=[wanted])
+    except Exception as error:  # onnxruntime's errors share no narrower class
+        raise BundleCorruptError(f"onnxruntime cannot load the network: {error}", file=name or model.name) from error
+    if wanted not in session.get_providers():  # onnxruntime falls back to the CPU with no more than a message
+        raise BundleUnsupportedError(
+            "device 'cuda': onnxruntime cannot start CUDA; install the CUDA version that it was built for, "
+            "or serve with device 'cpu'",
+            expected=wanted,
+            found=session.get_providers(),
+        )
+    return session
+
+
+def run_tower(session: Any, output: str, feed: Feed) -> NDArray[np.float32]:
+    """The network's vectors, [R, dim].
+
+    Raises:
+        TowerOutputError: the output is not float32 [R, dim].
+    """
+    vectors = np.asarray(session.run([output], feed)[0])
+    rows = len(next(iter(feed.values())))
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or vectors.shape[0] != rows:
+        raise TowerOutputError(
+            f"output {output!r} must be float32 [{rows}, dim], found {vectors.dtype} {list(vectors.shape)}"
+        )
+    return vectors
+
+
+def check_vectors(vectors: NDArray[np.float32], *, normalized: bool, what: str, first_row: int = 0) -> None:
+    """Refuse vectors that are not finite, or not of length 1 where they should be.
+
+    Args:
+        vectors: [R, dim].
+        normalized: whether the space's vectors have length 1.
+        what: they are, for the message, such as "user tower of space 'ann'".
+        first_row: number of the first of them, for the message.
+
+    Raises:
+        TowerOutputError: names the first such row.
+    """
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise TowerOutputError(f"{what}: row {first_row + int(np.argmin(finite))} is not finite")
+    if normalized:
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        wrong = np.abs(lengths - 1.0) > LENGTH_TOLERANCE
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise TowerOutputError(
+                f"{what}: row {first_row + row} has length {lengths[row]:.6g}, but the space is declared normalised "
+                "(length 1)"
+            )
+
+
+class UserTower:
+    """Turns users into vectors of one space. Safe to use from several threads at once.
+
+    Args:
+        session: of the network, from `open_session`.
+        tower: its inputs and output.
+        layout: of the user columns.
+        columns: item columns by name.
+        dim: length of the space's vectors.
+        normalized: whether they have length 1.
+        name: of the space, for messages.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        tower: manifest_pb2.Tower,
+        *,
+        layout: ColumnLayout,
+        columns: Mapping[str, Column],
+        dim: int,
+        normalized: bool,
+        name: str,
+    ) -> None:
+        self._session = session
+        self._tower = tower
+        self._layout = layout
+        self._columns = columns
+        self._dim = dim
+        self._normalized = normalized
+        self._what = f"user tower of space {name!r}"
+
+    def embed(
+        self,
+        *,
+        user: ColumnValues,
+        recent_offsets: NDArray[np.int64],
+        recent_rows: NDArray[np.int64],
+        time_us: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """The users' vectors, [R, dim]; the arguments are those of `TowerUsers`.
+
+        The network runs on one row at a time: matrix products of other heights add in another order, and a user's
+        vector must not depend on who shares the batch.
+
+        Raises:
+            TowerOutputError: a vector has another length than the space's, is not finite, or is not normalised.
+        """
+        users = TowerUsers(user=user, recent_offsets=recent_offsets, recent_rows=recent_rows, time_us=time_us)
+        feed = user_feed(self._tower, self._layout, self._columns, users)
+        vectors = np.empty((time_us.size, self._dim), np.float32)
+        for row in range(time_us.size):
+            one: Feed = {name: values[row : row + 1] for name, values in feed.items()}
+            vectors[row : row + 1] = self._checked(run_tower(self._session, self._tower.output, one))
+        check_vectors(vectors, normalized=self._normalized, what=self._what)
+        return vectors
+
+    def _checked(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        if vector.shape[1] != self._dim:
+            raise TowerOutputError(f"{self._what} gives {vector.shape[1]} dimensions, the space has {self._dim}")
+        return vector
+
+
+def open_user_tower(bundle: Bundle, space: str, device: str) -> UserTower:
+    """The user tower of a space, tried once on a user of whom nothing is known.
+
+    Args:
+        bundle: an open bundle.
+        space: name of one of its spaces that has a user tower.
+        device: "cpu" or "cuda".
+
+    Raises:
+        BundleUnsupportedError: onnxruntime is not installed, or cannot use CUDA.
+        BundleCorruptError: onnxruntime cannot load the network.
+        BundleMismatchError: the network contradicts the manifest: its inputs, its output, or the space's dimension or
+            normalisation.
+    """
+    spec = bundle.space(space).spec
+    tower, layout, columns = spec.user_tower, bundle.schema.user_layout, bundle.catalogue.columns
+    problems = input_problems(tower, columns, layout)
+    if problems:
+        raise BundleMismatchError(
+            f"the user tower's inputs cannot be filled: {'; '.join(problems)}", field=f"spaces[{space}].user_tower"
+        )
+    opened = UserTower(
+        open_session(bundle.file(tower.file), device, tower.file),
+        tower,
+        layout=layout,
+        columns=columns,
+        dim=spec.dim,
+        normalized=spec.normalized,
+        name=space,
+    )
+    _try_on(tower.file, lambda: opened.embed(**_nobody(layout)))
+    return opened
+
+
+def _nobody(layout: ColumnLayout) -> dict[str, Any]:
+    """Arguments of `UserTower.embed` for one user of whom nothing is known."""
+    return {
+        "user": ColumnValues.missing(layout, 1),
+        "recent_offsets": np.zeros(2, np.int64),
+        "recent_rows": np.empty(0, np.int64),
+        "time_us": np.zeros(1, np.int64),
+    }
+
+
+def _try_on(file: str, run: Callable[[], object]) -> None:
+    try:
+        run()
+    except Exception as error:  # onnxruntime's errors share no narrower class
+        raise BundleMismatchError(
+            f"the network does not do what the manifest says: {error}; export it again", file=file
+        ) from error
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415  optional: bundles without towers do not need it
+    except ImportError as error:
+        raise BundleUnsupportedError(
+            "a tower needs onnxruntime: pip install 'recserve[cpu]', or [gpu] for CUDA", found=str(error)
+        ) from error
+    return onnxruntime
+
+
+def _provider(onnxruntime: Any, device: str) -> str:
+    if device == "cpu":
+        return "CPUExecutionProvider"
+    available = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in available:
+        raise BundleUnsupportedError(
+            "device 'cuda' needs an onnxruntime with CUDA: pip uninstall onnxruntime faiss-cpu, then "
+            "pip install 'recserve[gpu]'; or serve with device 'cpu'",
+            expected="CUDAExecutionProvider",
+            found=available,
+        )
+    return "CUDAExecutionProvider"

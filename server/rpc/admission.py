@@ -1,0 +1,115 @@
+"""Lets in what can be served in time, and refuses the rest at once, when the caller can still do something else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Final
+
+from recserve.server.pipeline.errors import DeadlineExpiredError, NotReadyError, OverloadedError
+
+_SMOOTHING: Final = 0.1
+"""Weight of the newest batch in the moving average: about the last twenty batches count."""
+
+_RETRY_BOUNDS_S: Final = (0.01, 10.0)
+
+
+class Ticket:
+    """A place among the admitted requests, given back once."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission: Admission | None = admission
+
+    def release(self) -> None:
+        """Give the place back; further calls do nothing."""
+        if self._admission is not None:
+            self._admission._leave()
+            self._admission = None
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Admission:
+    """A bounded number of requests between validation and answer. Used on the event loop only.
+
+    Args:
+        max_queue: most requests admitted and not yet answered.
+        threads: compute threads that serve them side by side.
+    """
+
+    def __init__(self, max_queue: int, threads: int) -> None:
+        self._max_queue = max_queue
+        self._threads = threads
+        self._admitted = 0
+        self._seconds_each = 0.0
+        self._open = True
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def admitted(self) -> int:
+        """Requests admitted and not yet answered."""
+        return self._admitted
+
+    def admit(self, deadline: float) -> Ticket:
+        """A place for a request that must be answered by `deadline` (`time.monotonic()` seconds).
+
+        Raises:
+            NotReadyError: the server is draining.
+            DeadlineExpiredError: the deadline has passed.
+            OverloadedError: no place is free, or the requests ahead will take longer than the deadline allows.
+        """
+        if not self._open:
+            raise NotReadyError("the server is draining; ask another replica")
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExpiredError("admission")
+        if self._admitted >= self._max_queue:
+            raise OverloadedError(f"the queue is full with {self._admitted} requests", self._retry_after())
+        # An empty queue always admits. Otherwise one slow start could refuse everybody for ever: the estimate only
+        # changes when something is served.
+        wait = self._wait(self._admitted + 1)
+        if self._admitted and wait > left:
+            raise OverloadedError(
+                f"the {self._admitted} requests ahead will take about {wait * 1000:.0f} ms, and the deadline is in "
+                f"{left * 1000:.0f} ms",
+                self._retry_after(),
+            )
+        self._admitted += 1
+        self._empty.clear()
+        return Ticket(self)
+
+    def observe(self, seconds: float, requests: int) -> None:
+        """One compute thread served a batch of `requests` in `seconds`."""
+        newest = seconds / requests
+        if self._seconds_each:
+            newest = (1 - _SMOOTHING) * self._seconds_each + _SMOOTHING * newest
+        self._seconds_each = newest
+
+    def close(self) -> None:
+        """Admit nothing more."""
+        self._open = False
+
+    async def drained(self) -> None:
+        """Return when every admitted request has been answered or has left."""
+        await self._empty.wait()
+
+    def _wait(self, requests: int) -> float:
+        """Seconds that the compute threads need for so many requests; the last one is not shared between threads."""
+        return self._seconds_each * max(1.0, requests / self._threads)
+
+    def _retry_after(self) -> float:
+        shortest, longest = _RETRY_BOUNDS_S
+        return min(max(self._wait(self._admitted), shortest), longest)
+
+    def _leave(self) -> None:
+        self._admitted -= 1
+        if not self._admitted:
+            self._empty.set()

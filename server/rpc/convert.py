@@ -1,0 +1,245 @@
+"""From requests to queries: what the servicer has to do, with everything looked up, or everything that is wrong."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from recserve.server.bundle.registry import BundleRegistry
+from recserve.server.config import DEFAULT_PLACEMENT, Settings
+from recserve.server.pipeline.errors import NotReadyError, UnknownItemsError
+from recserve.server.pipeline.types import Query, QueryKind, RerankOptions
+from recserve.server.rpc import limits, validate
+from recserve.server.rpc.placements import Placement, Placements
+from recserve.server.rpc.problems import Problems, listed, quoted
+from recserve.server.rpc.resolve import Resolver
+from recserve.v1 import recommender_pb2 as pb
+
+if TYPE_CHECKING:
+    from recserve.server.pipeline.pipeline import Pipeline
+
+Request: TypeAlias = pb.RecommendRequest | pb.SimilarItemsRequest | pb.RankItemsRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """One request, ready to be answered."""
+
+    bundle: str
+    """What the registry calls the pipeline's bundle."""
+    pipeline: Pipeline
+    query: Query
+    request_id: str
+    fields: tuple[str, ...] = ()
+    """Item attributes to return."""
+    unknown_item_ids: tuple[str, ...] = ()
+    """Of the items asked about."""
+    record_shown: bool = False
+
+
+def new_request_id() -> str:
+    """An id for a request that came without one."""
+    return uuid.uuid4().hex
+
+
+def usable_request_id(given: str) -> str:
+    """The caller's id for its request; empty where it gave none, or one too long to be repeated in a status."""
+    return given if len(given.encode()) <= limits.TEXT_BYTES else ""
+
+
+class Converter:
+    """Turns requests into jobs.
+
+    Each method takes the request, its id, and its deadline (`time.monotonic()` seconds), and raises
+    InvalidRequestError with every bad field, BundleLacksError where all is well-formed but the bundle or build lacks
+    something, and NotReadyError where no bundle is in service.
+
+    Args:
+        registry: the pipelines by bundle name.
+        settings: placements and the defaults of SimilarItems.
+    """
+
+    def __init__(self, registry: BundleRegistry[Pipeline], settings: Settings) -> None:
+        self._registry = registry
+        self._similar = settings.similar
+        self._placements = Placements(settings.placements)
+
+    def recommend(self, request: pb.RecommendRequest, request_id: str, deadline: float) -> Job:
+        """The job of a RecommendRequest."""
+        problems = Problems()
+        validate.check_recommend(request, problems)
+        place = self._place(request, problems)
+        resolver, context, defaults = place.resolver, request.context, place.placement.settings
+        count = request.count if request.HasField("count") else limits.DEFAULT_COUNT
+        query = Query(
+            kind=QueryKind.RECOMMEND,
+            user_id=request.user_id,
+            count=count,
+            time_us=_time_us(context),
+            context=resolver.context(context),
+            user_overrides=resolver.user_overrides(context),
+            session_rows=resolver.known_rows(context.session_item_ids),
+            filter=resolver.filter(request.filter, context.country, has_user=True),
+            rerank=resolver.rerank(request.rerank),
+            candidates=max(defaults.candidates, count),
+            quotas=resolver.quotas(request.sources),
+            reasons=request.reasons,
+            deadline=deadline,
+        )
+        fields = resolver.fields(request.fields)
+        problems.raise_any()
+        record = request.record_shown if request.HasField("record_shown") else defaults.record_shown
+        return place.job(query, request_id, fields, record_shown=record)
+
+    def similar(self, request: pb.SimilarItemsRequest, request_id: str, deadline: float) -> Job:
+        """The job of a SimilarItemsRequest.
+
+        Raises:
+            UnknownItemsError: none of the items is known.
+        """
+        problems = Problems()
+        validate.check_similar(request, problems)
+        place = self._place(request, problems)
+        resolver, context = place.resolver, request.context
+        count = request.count if request.HasField("count") else limits.DEFAULT_COUNT
+        alpha = request.alpha if request.HasField("alpha") else self._similar.alpha
+        behaviour, content = self._spaces(place.pipeline, alpha, problems)
+        query = Query(
+            kind=QueryKind.SIMILAR,
+            user_id=request.user_id,
+            count=count,
+            time_us=_time_us(context),
+            context=resolver.context(context),
+            user_overrides=resolver.user_overrides(context),
+            session_rows=resolver.known_rows(context.session_item_ids),
+            given_rows=resolver.known_rows(request.item_ids),
+            filter=resolver.filter(request.filter, context.country, has_user=bool(request.user_id)),
+            rerank=RerankOptions(),
+            candidates=max(place.placement.settings.candidates, count),
+            alpha=alpha,
+            behaviour_space=behaviour,
+            content_space=content,
+            deadline=deadline,
+        )
+        fields = resolver.fields(request.fields)
+        problems.raise_any()
+        return place.job(query, request_id, fields, unknown_item_ids=_some_known(query, resolver, request.item_ids))
+
+    def rank(self, request: pb.RankItemsRequest, request_id: str, deadline: float) -> Job:
+        """The job of a RankItemsRequest.
+
+        Raises:
+            UnknownItemsError: none of the items is known.
+        """
+        problems = Problems()
+        validate.check_rank(request, problems)
+        place = self._place(request, problems)
+        resolver, context = place.resolver, request.context
+        given = resolver.known_rows(request.item_ids)
+        query = Query(
+            kind=QueryKind.RANK,
+            user_id=request.user_id,
+            count=request.count if request.HasField("count") else given.size,
+            time_us=_time_us(context),
+            context=resolver.context(context),
+            user_overrides=resolver.user_overrides(context),
+            session_rows=resolver.known_rows(context.session_item_ids),
+            given_rows=given,
+            filter=resolver.filter(request.filter, context.country, has_user=True),
+            rerank=resolver.rerank(request.rerank) if request.HasField("rerank") else resolver.by_score_alone(),
+            candidates=given.size,
+            reasons=request.reasons,
+            deadline=deadline,
+        )
+        fields = resolver.fields(request.fields)
+        problems.raise_any()
+        unknown = _some_known(query, resolver, request.item_ids)
+        defaults = place.placement.settings
+        record = request.record_shown if request.HasField("record_shown") else defaults.record_shown
+        return place.job(query, request_id, fields, unknown_item_ids=unknown, record_shown=record)
+
+    def _place(self, request: Request, problems: Problems) -> _Place:
+        """Bundle and placement of a request; without a bundle its names mean nothing, so that is the end of it."""
+        name = request.bundle or next(iter(self._registry.names), "")
+        pipeline = self._registry.get(name)
+        if pipeline is None:
+            names = self._registry.names
+            if not names:
+                raise NotReadyError("no bundle is in service yet; try again soon")
+            problems.reject("bundle", f"no bundle is called {quoted(name)}; in service: {listed(names)}")
+            problems.raise_any()
+            raise NotReadyError(f"the bundle {name!r} has just been taken out of service; try again")
+        placement = self._placement(request.context.placement, pipeline, problems)
+        resolver = Resolver(pipeline, placement, problems)
+        resolver.check_features(request.context)
+        return _Place(name, pipeline, placement, resolver)
+
+    def _placement(self, name: str, pipeline: Pipeline, problems: Problems) -> Placement:
+        if name and name not in self._placements.names:
+            description = f"no placement is called {quoted(name)}; configured: {listed(self._placements.names)}"
+            problems.reject("context.placement", description)
+            name = DEFAULT_PLACEMENT
+        placement = self._placements.get(name or DEFAULT_PLACEMENT, pipeline)
+        for each in placement.problems:
+            problems.lacks("context.placement", f"{each.field}: {each.description}")
+        return placement
+
+    def _spaces(self, pipeline: Pipeline, alpha: float, problems: Problems) -> tuple[str, str]:
+        """Behaviour and content space; empty where its weight is 0."""
+        behaviour = (self._similar.behaviour_space or next(iter(pipeline.spaces), "")) if alpha > 0 else ""
+        content = self._similar.content_space if alpha < 1 else ""
+        if alpha > 0 and behaviour not in pipeline.spaces:
+            problems.lacks("alpha", _no_space("behaviour", behaviour, pipeline))
+        if alpha < 1 and content not in pipeline.spaces:
+            problems.lacks("alpha", _no_space("content", content, pipeline))
+        return behaviour, content
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """Where a request is answered."""
+
+    bundle: str
+    pipeline: Pipeline
+    placement: Placement
+    resolver: Resolver
+
+    def job(
+        self,
+        query: Query,
+        request_id: str,
+        fields: tuple[str, ...],
+        *,
+        unknown_item_ids: tuple[str, ...] = (),
+        record_shown: bool = False,
+    ) -> Job:
+        return Job(
+            bundle=self.bundle,
+            pipeline=self.pipeline,
+            query=query,
+            request_id=request_id,
+            fields=fields,
+            unknown_item_ids=unknown_item_ids,
+            record_shown=record_shown,
+        )
+
+
+def _no_space(part: str, name: str, pipeline: Pipeline) -> str:
+    called = f" {name!r}" if name else ""
+    return f"the bundle lacks the {part} space{called}; it has: {listed(pipeline.spaces)}"
+
+
+def _some_known(query: Query, resolver: Resolver, item_ids: Sequence[str]) -> tuple[str, ...]:
+    """The unknown ones among the items asked about, of which at least one must be known."""
+    if not query.given_rows.size:
+        raise UnknownItemsError(tuple(item_ids))
+    return resolver.unknown_ids(item_ids)
+
+
+def _time_us(context: pb.Context) -> int:
+    if not context.HasField("time"):
+        return time.time_ns() // 1000
+    return context.time.seconds * 1_000_000 + context.time.nanos // 1000

@@ -1,0 +1,231 @@
+"""What can be said of a request without any bundle: sizes, ranges, required fields.
+
+Every check adds to `Problems` and carries on. What names mean is the matter of recserve.server.rpc.resolve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from recserve.server.rpc import limits
+from recserve.server.rpc.problems import Problems, quoted
+from recserve.v1 import recommender_pb2 as pb
+
+
+def check_recommend(request: pb.RecommendRequest, problems: Problems) -> None:
+    """Everything of a RecommendRequest."""
+    _check_user(request.user_id, problems)
+    _check_count(request, limits.MAX_COUNT, problems)
+    _check_filter(request.filter, problems)
+    _check_rerank(request.rerank, problems)
+    _check_quotas(request.sources, problems)
+    _check_common(request, problems)
+
+
+def check_similar(request: pb.SimilarItemsRequest, problems: Problems) -> None:
+    """Everything of a SimilarItemsRequest."""
+    if request.user_id:
+        _check_user(request.user_id, problems)
+    else:
+        for name in ("exclude_purchased", "exclude_shown"):
+            if getattr(request.filter, name):
+                problems.reject("user_id", f"required by filter.{name}")
+    _check_ids("item_ids", request.item_ids, limits.MAX_SEEDS, problems, at_least=1)
+    _check_count(request, limits.MAX_COUNT, problems)
+    _check_filter(request.filter, problems)
+    if request.HasField("alpha"):
+        _check_range("alpha", request.alpha, 0.0, 1.0, problems)
+    _check_common(request, problems)
+
+
+def check_rank(request: pb.RankItemsRequest, problems: Problems) -> None:
+    """Everything of a RankItemsRequest."""
+    _check_user(request.user_id, problems)
+    _check_ids("item_ids", request.item_ids, limits.MAX_RANKED, problems, at_least=1)
+    _check_distinct("item_ids", request.item_ids, problems)
+    _check_count(request, limits.MAX_RANKED, problems)
+    _check_filter(request.filter, problems)
+    _check_rerank(request.rerank, problems)
+    _check_common(request, problems)
+
+
+def check_batch(request: pb.BatchRecommendRequest, problems: Problems) -> None:
+    """A BatchRecommendRequest as a whole; its requests are checked one by one, each for itself."""
+    size = len(request.requests)
+    if not 1 <= size <= limits.MAX_BATCH_REQUESTS:
+        problems.reject("requests", f"must be 1 to {limits.MAX_BATCH_REQUESTS} requests, but there are {size}")
+    counts = (each.count if each.HasField("count") else limits.DEFAULT_COUNT for each in request.requests)
+    total = sum(count for count in counts if 1 <= count <= limits.MAX_COUNT)  # others are refused by themselves
+    if total > limits.MAX_BATCH_ITEMS:
+        problems.reject("requests", f"counts must add up to at most {limits.MAX_BATCH_ITEMS}, but they are {total}")
+
+
+def _check_common(
+    request: pb.RecommendRequest | pb.SimilarItemsRequest | pb.RankItemsRequest, problems: Problems
+) -> None:
+    _check_text("request_id", request.request_id, problems)
+    _check_text("bundle", request.bundle, problems)
+    _check_names("fields", request.fields, problems)
+    _check_context(request.context, problems)
+
+
+def _check_user(user_id: str, problems: Problems) -> None:
+    size = len(user_id.encode())
+    if not 1 <= size <= limits.ID_BYTES:
+        problems.reject("user_id", f"must have 1 to {limits.ID_BYTES} bytes, but has {size}")
+
+
+def _check_count(
+    request: pb.RecommendRequest | pb.SimilarItemsRequest | pb.RankItemsRequest, most: int, problems: Problems
+) -> None:
+    if request.HasField("count") and not 1 <= request.count <= most:
+        problems.reject("count", f"must be 1 to {most}, but is {request.count}")
+
+
+def _check_ids(field: str, ids: Sequence[str], most: int, problems: Problems, *, at_least: int = 0) -> None:
+    if not at_least <= len(ids) <= most:
+        problems.reject(field, f"must be {at_least} to {most} ids, but there are {len(ids)}")
+        return
+    for index, item_id in enumerate(ids):
+        if not 1 <= len(item_id.encode()) <= limits.ID_BYTES:
+            size = len(item_id.encode())
+            problems.reject(f"{field}[{index}]", f"must have 1 to {limits.ID_BYTES} bytes, but has {size}")
+
+
+def _check_distinct(field: str, names: Collection[str], problems: Problems) -> None:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            problems.reject(f"{field}[{index}]", f"{quoted(name)} is listed before")
+        seen.add(name)
+
+
+def _check_text(field: str, text: str, problems: Problems) -> None:
+    size = len(text.encode())
+    if size > limits.TEXT_BYTES:
+        problems.reject(field, f"must have at most {limits.TEXT_BYTES} bytes, but has {size}")
+
+
+def _check_names(field: str, names: Sequence[str], problems: Problems) -> None:
+    if len(names) > limits.MAX_NAMES:
+        problems.reject(field, f"must be at most {limits.MAX_NAMES} names, but there are {len(names)}")
+        return
+    for index, name in enumerate(names):
+        _check_text(f"{field}[{index}]", name, problems)
+
+
+def _check_range(field: str, value: float, low: float, high: float, problems: Problems) -> None:
+    if not low <= value <= high:  # also true of NaN
+        problems.reject(field, f"must be {low:g} to {high:g}, but is {value:g}")
+
+
+def _check_weights(field: str, weights: Iterable[tuple[str, float]], problems: Problems) -> None:
+    """Weights by the path of each: finite, not negative, and not all zero."""
+    total = 0.0
+    for path, weight in weights:
+        total += weight
+        if not (math.isfinite(weight) and weight >= 0):
+            problems.reject(path, f"must be finite and not negative, but is {weight:g}")
+    if total == 0:
+        problems.reject(field, "at least one weight must be above 0")
+
+
+def _check_context(context: pb.Context, problems: Problems) -> None:
+    for name in ("placement", "device", "language"):
+        _check_text(f"context.{name}", getattr(context, name), problems)
+    country = context.country
+    if country and not (len(country) == 2 and country.isascii() and country.isalpha()):
+        problems.reject("context.country", f"must be two letters (ISO 3166-1 alpha-2), but is {quoted(country)}")
+    if context.HasField("time"):
+        _check_time(context, problems)
+    _check_ids("context.session_item_ids", context.session_item_ids, limits.MAX_SESSION_ITEMS, problems)
+    if len(context.features) > limits.MAX_NAMES:
+        found = len(context.features)
+        problems.reject("context.features", f"must be at most {limits.MAX_NAMES} features, but there are {found}")
+        return
+    for name in sorted(context.features):
+        _check_feature(f"context.features[{quoted(name)}]", context.features[name], problems)
+
+
+def _check_time(context: pb.Context, problems: Problems) -> None:
+    if not 0 <= context.time.seconds <= limits.MAX_TIME_S:
+        found = context.time.seconds
+        problems.reject("context.time.seconds", f"must be within the years 1970 to 9999, but is {found}")
+    if not 0 <= context.time.nanos <= 999_999_999:
+        problems.reject("context.time.nanos", f"must be 0 to 999999999, but is {context.time.nanos}")
+
+
+def _check_feature(field: str, value: pb.FeatureValue, problems: Problems) -> None:
+    match value.WhichOneof("kind"):
+        case "number":
+            if not math.isfinite(value.number):
+                description = f"must be finite, but is {value.number:g}; leave the feature out where it is unknown"
+                problems.reject(f"{field}.number", description)
+        case "category":
+            _check_text(f"{field}.category", value.category, problems)
+        case "categories":
+            _check_names(f"{field}.categories.values", value.categories.values, problems)
+        case _:
+            problems.reject(field, "has no value: set number, category or categories, or leave the feature out")
+
+
+def _check_filter(wanted: pb.Filter, problems: Problems) -> None:
+    _check_ids("filter.exclude_item_ids", wanted.exclude_item_ids, limits.MAX_EXCLUDED_ITEMS, problems)
+    for name in ("include_categories", "exclude_categories", "exclude_flags"):
+        _check_names(f"filter.{name}", getattr(wanted, name), problems)
+    for name in ("price_min", "price_max"):
+        if math.isnan(getattr(wanted, name)):
+            problems.reject(f"filter.{name}", "must be a number, but is NaN")
+    both = wanted.HasField("price_min") and wanted.HasField("price_max")
+    if both and wanted.price_min > wanted.price_max:
+        description = f"must not exceed price_max ({wanted.price_max:g}), but is {wanted.price_min:g}"
+        problems.reject("filter.price_min", description)
+
+
+def _check_rerank(rerank: pb.Rerank, problems: Problems) -> None:
+    caps = rerank.caps.caps
+    if len(caps) > limits.MAX_CAPS:
+        problems.reject("rerank.caps.caps", f"must be at most {limits.MAX_CAPS} caps, but there are {len(caps)}")
+    for index, cap in enumerate(caps[: limits.MAX_CAPS]):
+        _check_cap(f"rerank.caps.caps[{index}]", cap, problems)
+    if rerank.HasField("mmr"):
+        _check_range("rerank.mmr.relevance_weight", rerank.mmr.relevance_weight, 0.0, 1.0, problems)
+    if rerank.HasField("dpp") and not 0 <= rerank.dpp.theta < 1:
+        problems.reject("rerank.dpp.theta", f"must be at least 0 and below 1, but is {rerank.dpp.theta:g}")
+    if rerank.HasField("exploration"):
+        _check_range("rerank.exploration", rerank.exploration, 0.0, limits.MAX_EXPLORATION, problems)
+    if rerank.objective_weights:
+        _check_objective_weights(rerank.objective_weights, problems)
+
+
+def _check_cap(field: str, cap: pb.Cap, problems: Problems) -> None:
+    if not cap.attribute:
+        problems.reject(f"{field}.attribute", "required: the item attribute to cap, such as 'category'")
+    _check_text(f"{field}.attribute", cap.attribute, problems)
+    if cap.max < 1:
+        problems.reject(f"{field}.max", f"must be at least 1, but is {cap.max}")
+    if cap.window < 0:
+        problems.reject(f"{field}.window", f"must not be negative, but is {cap.window}")
+    if cap.sliding and cap.window == 0:
+        problems.reject(f"{field}.window", "required by sliding: how many consecutive places")
+
+
+def _check_objective_weights(weights: Mapping[str, float], problems: Problems) -> None:
+    field = "rerank.objective_weights"
+    if len(weights) > limits.MAX_NAMES:
+        problems.reject(field, f"must be at most {limits.MAX_NAMES} weights, but there are {len(weights)}")
+        return
+    _check_weights(field, ((f"{field}[{quoted(name)}]", weights[name]) for name in sorted(weights)), problems)
+
+
+def _check_quotas(quotas: Sequence[pb.SourceQuota], problems: Problems) -> None:
+    if len(quotas) > limits.MAX_SOURCES:
+        problems.reject("sources", f"must be at most {limits.MAX_SOURCES} sources, but there are {len(quotas)}")
+        return
+    for index, quota in enumerate(quotas):
+        _check_text(f"sources[{index}].name", quota.name, problems)
+    _check_distinct("sources", [quota.name for quota in quotas], problems)
+    if quotas:
+        weights = ((f"sources[{index}].weight", quota.weight) for index, quota in enumerate(quotas))
+        _check_weights("sources", weights, problems)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+import pytest
+
+from recserve.exporters import strings
+from recserve.exporters.errors import ExportError, TableError
+from recserve.exporters.spec import ItemColumn
+from recserve.server.bundle.reader import open_bundle
+
+Make = Callable[..., Path]
+
+
+def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def with_id(table: pa.Table, row: int, value: str | None) -> pa.Table:
+    ids = table.column("item_id").to_pylist()
+    ids[row] = value
+    return with_column(table, "item_id", pa.array(ids, pa.string()))
+
+
+def test_ids_may_be_any_utf8_of_256_bytes(tiny_bundle: Make, tiny_items: pa.Table) -> None:
+    chosen = {3: "ü" * 128, 4: " ", 5: "a/b\n\0c", 6: "東屋🛒", 7: "\u202e", 8: "e\u0301", 9: "é"}
+    for row, value in chosen.items():
+        tiny_items = with_id(tiny_items, row, value)
+    catalogue = open_bundle(tiny_bundle(items=tiny_items)).catalogue
+    assert catalogue.rows_of_ids(list(chosen.values())).tolist() == list(chosen)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("item-000", r"item ids|column 'item_id': 1 are there again: 'item-000' in row 0 and 'item-000' in row 7"),
+        (None, "1 are null, row 7"),
+        ("", "1 are empty, row 7"),
+        ("x" * 257, "longer than 256 bytes, row 7"),
+        ("ü" * 129, "longer than 256 bytes, row 7"),
+    ],
+)
+def test_ids_that_cannot_be_stored(
+    tiny_bundle: Make, tiny_items: pa.Table, tmp_path: Path, value: str | None, message: str
+) -> None:
+    with pytest.raises(TableError, match=message):
+        tiny_bundle(items=with_id(tiny_items, 7, value))
+    assert not list(tmp_path.iterdir())
+
+
+def test_ids_that_are_numbers(tiny_bundle: Make, tiny_items: pa.Table) -> None:
+    with pytest.raises(TableError, match="'item_id': expected strings, found int64"):
+        tiny_bundle(items=with_column(tiny_items, "item_id", pa.array(range(200))))
+
+
+def test_different_ids_with_one_key(tiny_bundle: Make, tiny_items: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    def collide(*parts: Any) -> Any:
+        keys = hash_strings(*parts)
+        keys[7] = keys[3]
+        return keys
+
+    hash_strings = strings.hash_strings
+    monkeypatch.setattr(strings, "hash_strings", collide)
+    with pytest.raises(TableError, match=r"same 64-bit key: 'item-003' in row 3 and 'item-007' in row 7"):
+        tiny_bundle(items=tiny_items)
+
+
+def test_an_empty_table(tiny_bundle: Make, tiny_items: pa.Table) -> None:
+    with pytest.raises(TableError, match="empty"):
+        tiny_bundle(items=tiny_items.slice(0, 0))
+
+
+def test_a_price_of_strings(tiny_bundle: Make, tiny_items: pa.Table) -> None:
+    prices = pc.cast(tiny_items.column("price"), pa.string())
+    with pytest.raises(TableError, match="'price': expected numbers, found string"):
+        tiny_bundle(items=with_column(tiny_items, "price", prices))
+
+
+def test_every_contradiction_of_the_specification_is_told(tiny_bundle: Make, tiny_roles: Any) -> None:
+    columns = [
+        ItemColumn(name="category", kind="category", vocabulary="kinds"),
+        ItemColumn(name="price", kind="string"),
+        ItemColumn(name="price", kind="number"),
+        ItemColumn(name="../x", kind="number"),
+        ItemColumn(name="in_stock", kind="bool"),  # type: ignore[arg-type]
+    ]
+    with pytest.raises(ExportError) as caught:
+        tiny_bundle(columns=columns, roles=tiny_roles(popularity="", launch_time="when", in_stock=""))
+    for problem in (
+        "column 'price' is there 2 times",
+        "'../x' cannot be part of a file name",
+        "column 'in_stock' has the unknown kind 'bool'",
+        "role launch_time names the column 'when'",
+        "role regions names the column 'regions'",
+        "role popularity is not filled",
+        "need an item column 'launch_time'",
+        "the vocabulary 'category', and the catalogue 'kinds'",
+    ):
+        assert problem in str(caught.value)
+
+
+def test_a_role_of_another_kind(tiny_bundle: Make, tiny_roles: Any) -> None:
+    with pytest.raises(ExportError, match="role price needs a column of kind number, and 'title'"):
+        tiny_bundle(roles=tiny_roles(price="title"))
+
+
+def test_a_column_that_the_table_lacks(tiny_bundle: Make, tiny_items: pa.Table) -> None:
+    with pytest.raises(TableError, match="there is no column 'brand'"):
+        tiny_bundle(items=tiny_items.drop_columns(["brand"]))
+
+
+def test_vocabularies_are_sorted_unless_they_are_given(tiny_bundle: Make, tmp_path: Path) -> None:
+    given = {"device": ["tv"], "gender": ["x", "f", "m"], "country": ["DE", "AT", "CH", "FR", "NA"], "flag": ["adult"]}
+    bundle = open_bundle(tiny_bundle(vocabularies=given))
+    assert bundle.vocabularies["gender"].values == ("x", "f", "m")
+    assert bundle.vocabularies["country"].values == tuple(given["country"])
+    assert bundle.vocabularies["brand"].values == ("Acme", "Böhm", "Čapek", "東屋")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": None}, "vocabulary 'device' is used by user or context columns alone"),
+        ({"country": ["DE"]}, r"'regions', values of lists|'regions': 4 values are not in the vocabulary"),
+        ({"gender": ["f", "f"]}, "holds a value twice: 'f'"),
+        ({"../x": ["f"]}, "cannot be part of a file name"),
+    ],
+)
+def test_vocabularies_that_do_not_fit(tiny_bundle: Make, changes: dict[str, list[str] | None], message: str) -> None:
+    given = {"device": ["tv"], "gender": ["f"], "country": ["AT", "CH", "DE", "FR", "NA"], "flag": ["adult"], **changes}
+    with pytest.raises(ExportError, match=message):
+        tiny_bundle(vocabularies={name: values for name, values in given.items() if values is not None})
+
+
+def test_a_file_and_a_table_in_memory_give_the_same_bundle(
+    tiny_bundle: Make, tiny_items: pa.Table, tmp_path: Path
+) -> None:
+    pa.parquet.write_table(tiny_items, tmp_path / "items.parquet")
+    one = open_bundle(tiny_bundle(target=tmp_path / "one"))
+    other = open_bundle(tiny_bundle(target=tmp_path / "other", items=tmp_path / "items.parquet"))
+    assert {n: f.sha256 for n, f in one.manifest.files.items()} == {
+        n: f.sha256 for n, f in other.manifest.files.items()
+    }

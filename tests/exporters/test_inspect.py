@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from rich.console import Console, RenderableType
+
+from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters.inspect import diff_bundles, human_bytes, inspect_bundle, verify_bundle
+from recserve.server.bundle.errors import BundleCorruptError
+
+Make = Callable[..., Path]
+
+
+def shown(what: RenderableType) -> str:
+    console = Console(width=160, record=True, quiet=True)
+    console.print(what)
+    return console.export_text()
+
+
+def add_forest(manifest: manifest_pb2.Manifest) -> None:
+    calibration = manifest_pb2.Calibration(kind=manifest_pb2.SIGMOID, x=[1, 0])
+    manifest.forests.add(
+        objective="click", weight=0.5, features=8, trees=31, model="features.json", calibration=calibration
+    )
+    manifest.offline_metrics["ndcg@20"] = 0.4125
+    manifest.made_from.add(role="items", path="[red].parquet")
+
+
+def test_inspect_shows_what_is_there(tiny_bundle: Make) -> None:
+    text = shown(inspect_bundle(tiny_bundle(edit=add_forest)))
+    for part in ("tiny 1", "200", "launch_time", "country (5)", "content", "inner product, length 1", "40 vectors"):
+        assert part in text
+    for part in ("click", "31", "sigmoid", "ndcg@20", "0.4125", "[red].parquet"):
+        assert part in text
+
+
+def test_verify_names_what_is_wrong(tiny_bundle: Make) -> None:
+    path = tiny_bundle()
+    assert "tiny 1 is whole: 33 files" in shown(verify_bundle(path))
+    (path / "features.json").write_bytes((path / "features.json").read_bytes().replace(b"price", b"Price"))
+    with pytest.raises(BundleCorruptError, match=r"features\.json"):
+        verify_bundle(path)
+    inspect_bundle(tiny_bundle(target=path.parent / "other"))
+
+
+def test_diff_tells_what_was_removed_added_and_changed(
+    tiny_bundle: Make, tiny_items: pa.Table, tiny_schema: dict[str, Any], tmp_path: Path
+) -> None:
+    ids = ["[bold]new", *tiny_items.column("item_id").to_pylist()[1:]]
+    items = tiny_items.set_column(0, "item_id", pa.array(ids))
+    tiny_schema["features"][0]["name"] = "cost"
+    other = tiny_bundle(items=items, schema=tiny_schema, version="2", edit=add_forest, target=tmp_path / "other")
+    lines = shown(diff_bundles(tiny_bundle(), other)).splitlines()
+    cells = {tuple(cell.strip() for cell in line.strip("│").split("│")) for line in lines if line.startswith("│")}
+    assert ("version", "1", "2") in cells
+    assert ("items", "-1: item-000", "+1: [bold]new") in cells
+    assert ("features", "-1: price", "+1: cost") in cells
+    assert ("forest click", "—", "31 trees, 8 features, 0.5") in cells
+    assert ("metric ndcg@20", "—", "0.4125") in cells
+    assert any(what == "feature definitions" for what, *_ in cells)
+
+
+def test_a_bundle_does_not_differ_from_itself(tiny_bundle: Make) -> None:
+    path = tiny_bundle()
+    assert "do not differ" in shown(diff_bundles(path, path))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 * 2**30, "5 GiB"), (3 * 2**40, "3 TiB")]
+)
+def test_human_bytes(size: int, text: str) -> None:
+    assert human_bytes(size) == text

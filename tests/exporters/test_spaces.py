@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.progress import Progress
+
+from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters.errors import ExportError
+from recserve.exporters.indexes import build_index, inverted_lists
+from recserve.exporters.spaces import export_space
+from recserve.exporters.spec import IndexSpec, InputSpec, SpaceSpec, TowerSpec
+from recserve.exporters.towers import TowerContext
+from recserve.exporters.writer import BundleWriter
+from recserve.kernels.features import ColumnSpec, ColumnValues, FeatureSchema
+from recserve.server.bundle.columns import NumberColumn
+from recserve.server.bundle.reader import Space
+from recserve.server.bundle.strings import key_of
+from recserve.server.pipeline.search import ExactSearcher, open_searcher, overfetch, recall_at_k
+from recserve.server.pipeline.towers import TowerUsers
+
+ITEMS, DIM = 5000, 16
+
+
+def clustered(seed: int, rows: int) -> np.ndarray:
+    centres = np.random.default_rng(7).normal(size=(50, DIM))
+    rng = np.random.default_rng(seed)
+    vectors = centres[rng.integers(0, 50, rows)] + 0.5 * rng.normal(size=(rows, DIM))
+    return np.ascontiguousarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+VECTORS = clustered(1, ITEMS)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[BundleWriter]:
+    with BundleWriter(tmp_path / "bundle") as opened:
+        yield opened
+
+
+@pytest.fixture
+def progress() -> Iterator[Progress]:
+    with Progress(console=Console(file=io.StringIO())) as shown:
+        yield shown
+
+
+def make_context(items: int = ITEMS, users: int = 0) -> TowerContext:
+    """Items and users with one number each."""
+    known = None
+    if users:
+        columns = ColumnValues.missing(FeatureSchema(user=(ColumnSpec("x", "number"),)).user_layout, users)
+        columns.numbers[:, 0] = np.linspace(-3, 3, users)
+        offsets, nothing = np.zeros(users + 1, np.int64), np.empty(0, np.int64)
+        known = TowerUsers(user=columns, recent_offsets=offsets, recent_rows=nothing, time_us=offsets[1:])
+    return TowerContext(
+        schema=FeatureSchema(user=(ColumnSpec("x", "number"),)),
+        cardinalities={},
+        columns={"x": NumberColumn("x", np.linspace(-3, 3, items))},
+        items=items,
+        users=known,
+    )
+
+
+def network(path: Path, dim: int = DIM) -> TowerSpec:
+    """`x` [B, 1] -> cos(frequency * x + phase), normalised."""
+    rng = np.random.default_rng(3)
+    constants = {
+        "frequency": rng.uniform(0.2, 2, (1, dim)).astype(np.float32),
+        "phase": rng.uniform(-1, 1, dim).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "frequency"], ["a"]),
+        helper.make_node("Add", ["a", "phase"], ["b"]),
+        helper.make_node("Cos", ["b"], ["c"]),
+        helper.make_node("LpNormalization", ["c"], ["vector"], axis=1, p=2),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tower",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, [None, dim])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return TowerSpec(model=path, inputs=[InputSpec(name="x", columns=["x"], missing=0.0)])
+
+
+def given(**fields: object) -> SpaceSpec:
+    values: dict[str, object] = {"name": "als", "normalized": True, "item_vectors": VECTORS}
+    return SpaceSpec(**values | fields)  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------------------- spaces
+
+
+def test_given_vectors_are_written_as_they_are(writer: BundleWriter, progress: Progress) -> None:
+    entry = export_space(writer, given(), make_context(), progress)
+    assert (entry.name, entry.dim, entry.metric, entry.normalized) == ("als", DIM, manifest_pb2.INNER_PRODUCT, True)
+    assert (entry.index.kind, entry.index.recall, entry.user_vectors) == (manifest_pb2.EXACT, 1.0, 0)
+    assert not entry.HasField("user_tower")
+    np.testing.assert_array_equal(np.load(writer.path("spaces/als/vectors.npy")), VECTORS)
+    assert [path.name for path in (writer.root / "spaces/als").iterdir()] == ["vectors.npy"]
+
+
+def test_vectors_may_be_a_file(tmp_path: Path, writer: BundleWriter, progress: Progress) -> None:
+    np.save(tmp_path / "given.npy", VECTORS)
+    export_space(writer, given(item_vectors=tmp_path / "given.npy"), make_context(), progress)
+    np.testing.assert_array_equal(np.load(writer.path("spaces/als/vectors.npy")), VECTORS)
+
+
+def test_item_vectors_are_the_item_towers(tmp_path: Path, writer: BundleWriter, progress: Progress) -> None:
+    tower = network(tmp_path / "tower.onnx")
+    spec = SpaceSpec(name="ann", normalized=True, item_tower=tower, user_tower=tower)
+    entry = export_space(writer, spec, make_context(), progress)
+    assert entry.dim == DIM
+    assert entry.item_tower.file == "spaces/ann/item.onnx"
+    assert entry.user_tower.file == "spaces/ann/user.onnx"
+    x = np.linspace(-3, 3, ITEMS).astype(np.float32)[:, np.newaxis]
+    expected = onnxruntime.InferenceSession(tmp_path / "tower.onnx").run(["vector"], {"x": x})[0]
+    np.testing.assert_allclose(np.load(writer.path("spaces/ann/vectors.npy")), expected, atol=1e-6)
+    assert all(task.completed == ITEMS for task in progress.tasks if task.visible)
+
+
+def test_towers_of_different_dimensions_are_refused(tmp_path: Path, writer: BundleWriter, progress: Progress) -> None:
+    spec = SpaceSpec(
+        name="ann",
+        normalized=True,
+        item_tower=network(tmp_path / "item.onnx"),
+        user_tower=network(tmp_path / "user.onnx", DIM + 1),
+    )
+    with pytest.raises(ExportError, match="user tower of space 'ann' gives 17 dimensions, the items have 16"):
+        export_space(writer, spec, make_context(), progress)
+
+
+def test_user_vectors_are_found_by_key(writer: BundleWriter, progress: Progress) -> None:
+    users = [f"user {number}" for number in range(9000)]  # more than a block
+    vectors = clustered(4, 9000)
+    entry = export_space(writer, given(user_vectors=vectors, user_ids=users), make_context(), progress)
+    assert entry.user_vectors == 9000
+    stored = np.load(writer.path("spaces/als/user_vectors.npy"))
+    keys = np.load(writer.path("spaces/als/user_keys.npy"))
+    assert (np.diff(keys.astype(object)) > 0).all()
+    space = Space(entry, VECTORS, stored, keys)
+    for number in (0, 1234, 8999):
+        np.testing.assert_array_equal(stored[space.user_row(users[number])], vectors[number])
+        assert keys[space.user_row(users[number])] == key_of(users[number])
+    assert space.user_row("nobody") == -1
+
+
+def changed(row: int, value: object) -> np.ndarray:
+    vectors = VECTORS.copy()
+    vectors[row] = value
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"item_vectors": changed(4321, np.nan)}, "item vectors of space 'als': row 4321 is not finite"),
+        ({"item_vectors": changed(0, np.inf)}, "row 0 is not finite"),
+        ({"item_vectors": changed(4999, 0.0)}, "row 4999 has length 0, .*declared normalised"),
+        ({"item_vectors": VECTORS[1:]}, "4999 rows, but the catalogue has 5000 items"),
+        ({"item_vectors": VECTORS.astype(np.float64)}, r"expected float32 .* found float64 \[5000, 16\]"),
+        ({"item_vectors": VECTORS[0]}, r"found float32 \[16\]"),
+        ({"item_vectors": VECTORS[:, :0]}, r"found float32 \[5000, 0\]"),
+        ({"item_vectors": Path("missing.npy")}, "cannot be read as a .npy array"),
+        ({"item_vectors": None}, "give either item_tower or item_vectors"),
+        ({"name": "../als"}, "a space's name has"),
+        ({"metric": "l2"}, "metric 'l2' is not supported"),
+        ({"user_vectors": VECTORS[:2]}, "user_vectors and user_ids belong together"),
+        ({"user_vectors": VECTORS[:2], "user_ids": ["a"]}, r"expected \[1 user ids, 16 dimensions\], found \[2, 16\]"),
+        ({"user_vectors": VECTORS[:2, :5], "user_ids": ["a", "b"]}, r"found \[2, 5\]"),
+        ({"user_vectors": 2 * VECTORS[:2], "user_ids": ["a", "b"]}, "user vectors of space 'als': row 0 has length 2"),
+        (
+            {"user_vectors": VECTORS[:3], "user_ids": ["a", "b", "a"]},
+            "1 ids are repeated or have the same key: 'a' in row 0 and 'a' in row 2",
+        ),
+    ],
+)
+def test_vectors_that_cannot_be_used(
+    writer: BundleWriter, progress: Progress, fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_space(writer, given(**fields), make_context(), progress)
+
+
+def test_lengths_are_free_in_a_space_that_is_not_normalised(writer: BundleWriter, progress: Progress) -> None:
+    entry = export_space(writer, given(item_vectors=3 * VECTORS, normalized=False), make_context(), progress)
+    assert not entry.normalized
+
+
+# -------------------------------------------------------------------------------------------------------------- indexes
+
+
+@pytest.mark.parametrize("kind", ["ivf_sq8", "hnsw_sq8"])
+def test_an_index_keeps_its_promise(writer: BundleWriter, progress: Progress, kind: str) -> None:
+    users = clustered(9, 500)
+    spec = given(
+        user_vectors=users,
+        user_ids=[f"u{number}" for number in range(500)],
+        index=IndexSpec(kind=kind, recall_target=0.9, recall_k=50),  # type: ignore[arg-type]
+    )
+    entry = export_space(writer, spec, make_context(), progress)
+    assert entry.index.kind == {"ivf_sq8": manifest_pb2.IVF_SQ8, "hnsw_sq8": manifest_pb2.HNSW_SQ8}[kind]
+    assert entry.index.factory == {"ivf_sq8": "IVF64,SQ8", "hnsw_sq8": "HNSW32,SQ8"}[kind]
+    assert 0.9 <= entry.index.recall <= 1.0
+    assert entry.index.recall_k == 50
+    searcher = open_searcher(Space(entry, VECTORS, index_path=writer.path("spaces/als/index.faiss")), "cpu")
+    fresh = clustered(10, 100)
+    nothing = [None] * len(fresh)
+    exact = ExactSearcher(VECTORS).search(fresh, 50, nothing)
+    found = searcher.search(fresh, 50, nothing)
+    recall = np.mean([recall_at_k(rows, *known) for (rows, _), known in zip(found, exact, strict=True)])
+    assert recall >= 0.87  # of other queries than it was tuned on
+
+
+def test_a_higher_target_costs_more(tmp_path: Path) -> None:
+    vectors, queries = np.random.default_rng(2).normal(size=(2, ITEMS, DIM)).astype(np.float32)  # no clusters to find
+    probes = []
+    for target in (0.3, 0.8, 0.99):
+        spec = IndexSpec(kind="ivf_sq8", recall_target=target, recall_k=50)
+        entry = build_index(spec, vectors, queries, tmp_path / "index.faiss")
+        assert entry.recall >= target
+        probes.append(entry.parameters["nprobe"])
+    assert probes == sorted(set(probes))
+
+
+def test_without_users_items_are_the_queries(tmp_path: Path) -> None:
+    added: list[int] = []
+    spec = IndexSpec(kind="ivf_sq8", recall_target=0.9, recall_k=50)
+    assert build_index(spec, VECTORS, None, tmp_path / "index.faiss", added.append).recall >= 0.9
+    assert sum(added) == ITEMS
+
+
+def test_a_tower_with_an_index_needs_users(tmp_path: Path, writer: BundleWriter, progress: Progress) -> None:
+    tower = network(tmp_path / "tower.onnx")
+    index = IndexSpec(kind="ivf_sq8", recall_target=0.8, recall_k=20)
+    spec = SpaceSpec(name="ann", normalized=True, item_tower=tower, user_tower=tower, index=index)
+    with pytest.raises(ExportError, match="export with a user snapshot"):
+        export_space(writer, spec, make_context(), progress)
+    assert export_space(writer, spec, make_context(users=60), progress).index.recall >= 0.8
+
+
+def test_a_target_out_of_reach_is_refused_with_the_best(tmp_path: Path) -> None:
+    # Vectors that differ by less than 8-bit codes can tell: no search over the codes finds the right ones.
+    vectors = np.ones((ITEMS, DIM), np.float32)
+    vectors[:, 0] += np.random.default_rng(0).normal(size=ITEMS).astype(np.float32) * 1e-3
+    vectors[0, 0], vectors[1, 0] = 100.0, -100.0
+    queries = np.eye(DIM, dtype=np.float32)[:1]
+    spec = IndexSpec(kind="hnsw_sq8", recall_target=0.999, recall_k=50)
+    with pytest.raises(ExportError, match=r"no efSearch up to \d+ reaches recall@50 of 0\.999 .*the best was 0\.\d+"):
+        build_index(spec, vectors, queries, tmp_path / "index.faiss")
+
+
+@pytest.mark.parametrize("kind", ["ivf_sq8", "hnsw_sq8"])
+def test_a_small_catalogue_is_told_to_search_exactly(tmp_path: Path, kind: str) -> None:
+    spec = IndexSpec(kind=kind)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"5,000 items are too few .*use kind 'exact'"):
+        build_index(spec, VECTORS, None, tmp_path / "index.faiss")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: IndexSpec(kind="ivf_sq8", recall_target=1.5), "recall_target"),
+        (lambda: IndexSpec(kind="ivf_sq8", recall_target=0.0), "recall_target"),
+        (lambda: IndexSpec(kind="ivf_sq8", recall_k=0), "recall_k"),
+    ],
+)
+def test_wishes_that_make_no_sense(tmp_path: Path, make: Callable[[], IndexSpec], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        build_index(make(), VECTORS, None, tmp_path / "index.faiss")
+
+
+def test_the_smallest_catalogue_that_can_be_indexed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    vectors = VECTORS[: 8 * overfetch(1)]
+    for kind in ("ivf_sq8", "hnsw_sq8"):
+        spec = IndexSpec(kind=kind, recall_target=0.9, recall_k=1)  # type: ignore[arg-type]
+        assert build_index(spec, vectors, None, tmp_path / "index.faiss").recall >= 0.9
+    assert "WARNING" not in capfd.readouterr().err  # FAISS warns of too little training data
+
+
+@pytest.mark.parametrize(
+    ("items", "lists"), [(100, 2), (5_000, 128), (20_000, 512), (1_000_000, 4096), (10_000_000, 16384)]
+)
+def test_lists_grow_with_the_root_of_the_catalogue(items: int, lists: int) -> None:
+    assert inverted_lists(items) == lists

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from recserve.server.pipeline.errors import DeadlineExpiredError, NotReadyError, OverloadedError
+from recserve.server.rpc.admission import Admission
+
+
+def soon(seconds: float = 10.0) -> float:
+    return time.monotonic() + seconds
+
+
+def test_full_queue_refuses_at_once_and_says_when_to_come_back():
+    admission = Admission(max_queue=2, threads=1)
+    admission.observe(seconds=0.4, requests=2)
+    tickets = [admission.admit(soon()) for _ in range(2)]
+    with pytest.raises(OverloadedError, match="queue is full with 2") as refused:
+        admission.admit(soon())
+    assert refused.value.retry_after_s == pytest.approx(0.4)
+    tickets[0].release()
+    admission.admit(soon())
+    assert admission.admitted == 2
+
+
+def test_retry_is_bounded_before_anything_was_measured_and_after_slow_work():
+    admission = Admission(max_queue=1, threads=1)
+    admission.admit(soon())
+    with pytest.raises(OverloadedError) as unmeasured:
+        admission.admit(soon())
+    assert unmeasured.value.retry_after_s == 0.01
+    admission.observe(seconds=1000, requests=1)
+    with pytest.raises(OverloadedError) as slow:
+        admission.admit(soon())
+    assert slow.value.retry_after_s == 10.0
+
+
+def test_a_deadline_that_the_queue_cannot_meet_is_refused():
+    admission = Admission(max_queue=100, threads=2)
+    admission.observe(seconds=0.1, requests=1)
+    for _ in range(9):
+        admission.admit(soon())
+    with pytest.raises(OverloadedError, match="9 requests ahead will take about 500 ms"):
+        admission.admit(soon(0.4))
+    admission.admit(soon(0.6))
+
+
+def test_an_empty_queue_always_admits():
+    """Otherwise one slow start would refuse everybody for ever."""
+    admission = Admission(max_queue=100, threads=1)
+    admission.observe(seconds=60, requests=1)
+    admission.admit(soon(0.5)).release()
+    for _ in range(100):
+        admission.observe(seconds=0.001, requests=1)
+    admission.admit(soon(0.5))
+    admission.admit(soon(0.5))
+
+
+def test_a_passed_deadline_is_not_admitted():
+    with pytest.raises(DeadlineExpiredError, match="admission"):
+        Admission(max_queue=1, threads=1).admit(time.monotonic() - 0.001)
+
+
+def test_a_ticket_is_given_back_once():
+    admission = Admission(max_queue=5, threads=1)
+    with admission.admit(soon()) as ticket:
+        other = admission.admit(soon())
+        ticket.release()
+        ticket.release()
+        assert admission.admitted == 1
+    assert admission.admitted == 1
+    other.release()
+    assert admission.admitted == 0
+
+
+def test_draining_refuses_and_waits_for_those_inside(run):
+    async def scenario() -> None:
+        admission = Admission(max_queue=5, threads=1)
+        ticket = admission.admit(soon())
+        admission.close()
+        with pytest.raises(NotReadyError, match="draining"):
+            admission.admit(soon())
+        drained = asyncio.create_task(admission.drained())
+        await asyncio.sleep(0.01)
+        assert not drained.done()
+        ticket.release()
+        await drained
+
+    run(scenario())

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from recserve.kernels.features import ColumnLayout, ColumnValues
+from recserve.server.pipeline.errors import BundleLacksError, DeadlineExpiredError, NotReadyError
+from recserve.server.pipeline.types import Query, QueryKind, Result, UserState
+from recserve.server.rpc.batcher import Batcher
+
+NO_COLUMNS = ColumnValues.missing(ColumnLayout(()), 1)
+USER = UserState(known=True, columns=NO_COLUMNS)
+
+
+def query(seed: int, *, seconds: float | None = 30.0) -> Query:
+    deadline = None if seconds is None else time.monotonic() + seconds
+    return Query(
+        kind=QueryKind.RECOMMEND,
+        user_id=f"u{seed}",
+        count=seed % 7,
+        time_us=seed,
+        context=NO_COLUMNS,
+        deadline=deadline,
+    )
+
+
+@dataclass
+class Echo:
+    """Answers each query from its own fields alone, as a pipeline does, and remembers its batches."""
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    """Closed: compute threads stop at it."""
+    batches: list[list[int]] = field(default_factory=list)
+    lacking: frozenset[int] = frozenset()
+    """Seeds that are answered by a RequestError."""
+    poison: frozenset[int] = frozenset()
+    """Seeds whose presence raises for the whole batch."""
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def run(self, work: Sequence[tuple[Query, UserState]]) -> list[Result | Exception]:
+        seeds = [each.time_us for each, _ in work]
+        self.batches.append(seeds)
+        assert self.gate.wait(20)
+        time.sleep(self.jitter * random.random())
+        if self.poison.intersection(seeds):
+            raise ZeroDivisionError(f"poison in {seeds}")
+        return [self._answer(each) for each, _ in work]
+
+    def _answer(self, asked: Query) -> Result | Exception:
+        if asked.expired():
+            return DeadlineExpiredError("rank")
+        if asked.time_us in self.lacking:
+            return BundleLacksError("rerank.mmr", f"query {asked.time_us}")
+        rng = np.random.default_rng(asked.time_us)
+        rows = rng.integers(0, 1_000_000, asked.count)
+        nothing = np.empty((asked.count, 0))
+        return Result(
+            rows=rows,
+            scores=rng.random(asked.count),
+            relevance=None,
+            sources=(),
+            source_scores=nothing.astype(np.float32),
+            source_ranks=nothing.astype(np.int32),
+        )
+
+
+def same(left: Result, right: Result) -> bool:
+    return np.array_equal(left.rows, right.rows) and np.array_equal(left.scores, right.scores)
+
+
+async def until(condition) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise TimeoutError("the condition did not come true")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_64_callers_get_what_they_would_get_alone(run, threads):
+    """Cancellations, expired and short deadlines, refusals and poison are mixed in."""
+    rng = random.Random(7)
+    pipelines = [
+        Echo(jitter=0.002, lacking=frozenset(range(0, 10_000, 11)), poison=frozenset(range(0, 10_000, 97)))
+        for _ in range(2)
+    ]
+    alone = Echo(lacking=pipelines[0].lacking)
+    kinds = {"answered": 0, "cancelled": 0, "expired": 0, "lacking": 0, "poison": 0}
+    told: dict[int, str] = {}
+    impatient: list[bool] = []
+
+    async def ask(batcher: Batcher, seed: int) -> None:
+        how = rng.random()
+        asked = query(seed, seconds=-1.0 if how < 0.1 else 0.002 if how < 0.2 else 30.0)
+        task = asyncio.create_task(batcher.submit(rng.choice(pipelines), asked, USER))
+        if 0.2 <= how < 0.4:
+            await asyncio.sleep(rng.random() * 0.005)
+            task.cancel()
+        try:
+            result, queue_us = await task
+        except asyncio.CancelledError:
+            kinds["cancelled"] += 1
+        except DeadlineExpiredError:
+            kinds["expired"] += 1
+            impatient.append(how < 0.2)
+        except (BundleLacksError, ZeroDivisionError) as error:
+            kinds["lacking" if isinstance(error, BundleLacksError) else "poison"] += 1
+            told[seed] = str(error)
+        else:
+            assert same(result, alone.run([(query(seed), USER)])[0])
+            assert queue_us >= 0
+            kinds["answered"] += 1
+
+    async def caller(batcher: Batcher, first: int) -> None:
+        for seed in range(first, first + 10):
+            await ask(batcher, seed)
+
+    async def scenario() -> None:
+        batcher = Batcher(threads, max_batch=8)
+        await asyncio.gather(*(caller(batcher, 10 * index) for index in range(64)))
+        await batcher.close()
+
+    run(scenario())
+    assert sum(kinds.values()) == 640
+    assert all(kinds.values()), kinds
+    assert all(impatient)
+    assert all(text in (f"poison in [{seed}]", f"rerank.mmr: query {seed}") for seed, text in told.items())
+    sizes = [len(batch) for pipeline in pipelines for batch in pipeline.batches]
+    assert max(sizes) > 1
+    assert max(sizes) <= 8
+
+
+def test_an_idle_thread_is_used_at_once(run):
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=2, max_batch=32)
+        pipeline.gate.clear()
+        first = asyncio.create_task(batcher.submit(pipeline, query(1), USER))
+        await until(lambda: len(pipeline.batches) == 1)
+        second = asyncio.create_task(batcher.submit(pipeline, query(2), USER))
+        await until(lambda: len(pipeline.batches) == 2)  # while the first is still being computed
+        pipeline.gate.set()
+        await asyncio.gather(first, second)
+        await batcher.close()
+
+    run(scenario())
+
+
+def test_what_queues_up_goes_together_up_to_the_limit(run):
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=4)
+        pipeline.gate.clear()
+        tasks = [asyncio.create_task(batcher.submit(pipeline, query(0), USER))]
+        await until(lambda: pipeline.batches)
+        tasks += [asyncio.create_task(batcher.submit(pipeline, query(seed), USER)) for seed in range(1, 7)]
+        await asyncio.sleep(0.01)
+        pipeline.gate.set()
+        await asyncio.gather(*tasks)
+        await batcher.close()
+
+    run(scenario())
+    assert pipeline.batches == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+def test_idle_threads_share_what_arrives_together(run):
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=3, max_batch=32)
+        await asyncio.gather(*(batcher.submit(pipeline, query(seed), USER) for seed in range(9)))
+        await batcher.close()
+
+    run(scenario())
+    assert sorted(pipeline.batches) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_pipelines_do_not_share_a_batch_and_keep_their_order(run):
+    left, right = Echo(), Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=32)
+        left.gate.clear()
+        first = asyncio.create_task(batcher.submit(left, query(0), USER))
+        await until(lambda: left.batches)
+        later = [batcher.submit(right if seed % 2 else left, query(seed), USER) for seed in range(1, 7)]
+        tasks = [asyncio.create_task(each) for each in later]
+        await asyncio.sleep(0.01)
+        left.gate.set()
+        await asyncio.gather(first, *tasks)
+        await batcher.close()
+
+    run(scenario())
+    assert left.batches == [[0], [2, 4, 6]]
+    assert right.batches == [[1, 3, 5]]
+
+
+def test_who_leaves_is_not_computed_and_disturbs_nobody(run):
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=8)
+        pipeline.gate.clear()
+        first = asyncio.create_task(batcher.submit(pipeline, query(0), USER))
+        await until(lambda: pipeline.batches)
+        tasks = [asyncio.create_task(batcher.submit(pipeline, query(seed), USER)) for seed in range(1, 5)]
+        await asyncio.sleep(0.01)
+        tasks[1].cancel()
+        first.cancel()  # in the middle of being computed
+        await asyncio.sleep(0.01)
+        pipeline.gate.set()
+        outcomes = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert [type(each) for each in outcomes] == [
+            asyncio.CancelledError,
+            tuple,
+            asyncio.CancelledError,
+            tuple,
+            tuple,
+        ]
+        # The same batcher goes on as if nothing had happened.
+        result, _ = await batcher.submit(pipeline, query(9), USER)
+        assert same(result, Echo().run([(query(9), USER)])[0])
+        await batcher.close()
+
+    run(scenario())
+    assert pipeline.batches == [[0], [1, 3, 4], [9]]
+
+
+def test_a_deadline_is_kept_by_the_one_who_waits(run):
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=8)
+        pipeline.gate.clear()
+        computing = asyncio.create_task(batcher.submit(pipeline, query(0, seconds=0.05), USER))
+        await until(lambda: pipeline.batches)
+        queued = asyncio.create_task(batcher.submit(pipeline, query(1, seconds=0.02), USER))
+        with pytest.raises(DeadlineExpiredError, match="stage queue"):
+            await queued
+        with pytest.raises(DeadlineExpiredError, match="stage compute"):
+            await computing  # although its thread is still busy
+        with pytest.raises(DeadlineExpiredError, match="stage queue"):
+            await batcher.submit(pipeline, query(2, seconds=-1), USER)
+        pipeline.gate.set()
+        await batcher.submit(pipeline, query(3, seconds=None), USER)
+        await batcher.close()
+
+    run(scenario())
+    assert pipeline.batches == [[0], [3]]
+
+
+def test_an_exception_of_one_request_is_its_callers_alone(run):
+    pipeline = Echo(lacking=frozenset({1}), poison=frozenset({2}))
+
+    async def scenario() -> list[object]:
+        batcher = Batcher(threads=1, max_batch=8)
+        tasks = [batcher.submit(pipeline, query(seed), USER) for seed in range(4)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await batcher.close()
+        return outcomes
+
+    outcomes = run(scenario())
+    assert [type(each) for each in outcomes] == [tuple, BundleLacksError, ZeroDivisionError, tuple]
+    assert pipeline.batches == [[0, 1, 2, 3], [0], [1], [2], [3]]
+
+
+def test_a_pipeline_that_loses_an_answer_is_an_error(run):
+    class Forgetful(Echo):
+        def run(self, work):
+            return super().run(work)[1:]
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=8)
+        with pytest.raises(RuntimeError, match="0 outcomes for 1 requests"):
+            await batcher.submit(Forgetful(), query(0), USER)
+        await batcher.close()
+
+    run(scenario())
+
+
+def test_close_finishes_what_was_submitted_and_refuses_the_rest(run):
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=2)
+        pipeline.gate.clear()
+        tasks = [asyncio.create_task(batcher.submit(pipeline, query(seed), USER)) for seed in range(5)]
+        await until(lambda: pipeline.batches)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0.01)
+        with pytest.raises(NotReadyError, match="draining"):
+            await batcher.submit(pipeline, query(9), USER)
+        assert not closing.done()
+        pipeline.gate.set()
+        await closing
+        assert all(task.done() for task in tasks)
+        await asyncio.gather(*tasks)
+
+    run(scenario())
+
+
+def test_batches_are_observed(run):
+    observed: list[tuple[float, int]] = []
+
+    async def scenario() -> None:
+        batcher = Batcher(1, 8, lambda seconds, requests: observed.append((seconds, requests)))
+        await asyncio.gather(*(batcher.submit(Echo(jitter=0.001), query(seed), USER) for seed in range(3)))
+        await batcher.close()
+
+    run(scenario())
+    assert sum(requests for _, requests in observed) == 3
+    assert all(seconds > 0 for seconds, _ in observed)

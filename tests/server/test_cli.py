@@ -1,0 +1,327 @@
+"""The command line: flags to settings and requests, answers and errors as a person reads them."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import Parse
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+
+from recserve.server import cli, client
+from recserve.server.text import printable
+from recserve.v1 import recommender_pb2 as pb
+
+Run = Callable[..., Any]
+Start = Callable[..., Any]
+Make = Callable[..., Path]
+
+
+def parse(*arguments: str) -> object:
+    """The request that a command line stands for."""
+    options = cli._parser().parse_args(["call", *arguments])
+    return options.request(options)
+
+
+def text_of(answer: client.Answer, *fields: str) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(client.render(answer, fields))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    for name in [name for name in os.environ if name.startswith("RECSERVE_")]:
+        monkeypatch.delenv(name)
+    return cli._settings(cli._parser().parse_args(["serve", *arguments]))
+
+
+def test_flags_set_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settings_of(
+        monkeypatch, "--host", "::1", "--port", "0", "--snapshot", "users", "--device", "cuda", "--threads", "2",
+        "--allow-native-code", "--bundle", "a", "--bundle", "canary=b=c", "--bundle", "x=./d=e",
+        "--set", "server.reflection=false", "--set", 'placements.home={sources = [{name = "ann", weight = 1}]}',
+    )  # fmt: skip
+    assert (found.server.host, found.server.port, found.server.reflection) == ("::1", 0, False)
+    assert (found.compute.device, found.compute.threads, found.compute.allow_native_code) == ("cuda", 2, True)
+    assert found.state.snapshot == Path("users")
+    bundles = [(bundle.name, str(bundle.path)) for bundle in found.bundles]
+    assert bundles == [("default", "a"), ("canary", "b=c"), ("x", "d=e")]
+    assert found.placements["home"].sources[0].name == "ann"
+
+
+def test_a_path_with_an_equals_sign_is_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settings_of(monkeypatch, "--bundle", "./a=b")
+    assert [(bundle.name, str(bundle.path)) for bundle in found.bundles] == [("default", "a=b")]
+
+
+def test_named_flags_win_over_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settings_of(monkeypatch, "--bundle", "a", "--port", "1", "--set", "server.port=2", "--set", "server.host=h")
+    assert (found.server.port, found.server.host) == (1, "h")
+
+
+def test_version_and_wrong_usage(recserve: Run) -> None:
+    version = recserve("--version")
+    assert (version.returncode, version.stdout.startswith("recserve ")) == (0, True)
+    assert recserve().returncode == 2
+    wrong = recserve("serve", "--set", "port")
+    assert wrong.returncode == 2
+    assert "'port' is not KEY=VALUE" in wrong.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_wrong_configuration_is_refused_before_anything_is_opened(recserve: Run, command: str) -> None:
+    found = recserve(command, "--port", "x", "--set", "server.prot=1", RECSERVE_COMPUTE__DEVICE="tpu")
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert found.stderr.splitlines() == [
+        "recserve: 4 errors in the configuration:",
+        '  server.port (flag --port): found "x", allowed is an integer, 0 to 65,535',
+        "  server.prot (flag --set server.prot): no such key; did you mean server.port?",
+        "  bundles (by default): no bundle to serve; give --bundle PATH, [[bundles]] in the file, or RECSERVE_BUNDLES",
+        '  compute.device (environment RECSERVE_COMPUTE__DEVICE): found "tpu", allowed is one of "cpu", "cuda"',
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------- requests
+
+
+def test_recommend_request() -> None:
+    found = parse(
+        "recommend", "--user", "u", "--count", "5", "--category", "shoes", "--category", "hats", "--price-max", "9.5",
+        "--in-stock", "--no-exclude-purchased", "--placement", "home", "--country", "DE", "--device", "phone",
+        "--language", "de", "--session", "i1", "--session", "i2", "--exclude", "i3", "--fields", "price, category",
+        "--reasons", "--bundle", "canary", "--no-record-shown",
+    )  # fmt: skip
+    assert found == pb.RecommendRequest(
+        user_id="u",
+        count=5,
+        context=pb.Context(
+            placement="home", country="DE", device="phone", language="de", session_item_ids=["i1", "i2"]
+        ),
+        filter=pb.Filter(
+            include_categories=["shoes", "hats"],
+            price_max=9.5,
+            in_stock=True,
+            exclude_purchased=False,
+            exclude_item_ids=["i3"],
+        ),
+        fields=["price", "category"],
+        reasons=True,
+        bundle="canary",
+        record_shown=False,
+    )
+
+
+def test_what_is_left_out_is_left_to_the_server() -> None:
+    found = parse("recommend", "--user", "u")
+    assert found == pb.RecommendRequest(user_id="u", context=pb.Context(), filter=pb.Filter())
+    assert not found.HasField("count")
+    assert not found.HasField("record_shown")
+    assert not found.filter.HasField("in_stock")
+
+
+def test_similar_and_rank_requests() -> None:
+    similar = parse("similar", "--item", "a", "--item", "b", "--alpha", "0", "--count", "3")
+    assert similar == pb.SimilarItemsRequest(
+        item_ids=["a", "b"], alpha=0.0, count=3, context=pb.Context(), filter=pb.Filter()
+    )
+    rank = parse("rank", "--user", "u", "--item", "a", "--item", "b", "--record-shown")
+    assert rank == pb.RankItemsRequest(
+        user_id="u", item_ids=["a", "b"], record_shown=True, context=pb.Context(), filter=pb.Filter()
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- answers
+
+
+def recommendation(rank: int = 1, **more: object) -> pb.Recommendation:
+    sources = [pb.SourceScore(name="ann", score=0.5, rank=3), pb.SourceScore(name="popular", score=9, rank=1)]
+    return pb.Recommendation(item_id=f"item-{rank}", rank=rank, score=1 / rank, sources=sources, **more)
+
+
+def test_an_answer_as_a_table() -> None:
+    answer = pb.RecommendResponse(
+        items=[
+            recommendation(
+                relevance=0.25,
+                fields={
+                    "price": pb.AttributeValue(number=9.5),
+                    "tags": pb.AttributeValue(texts=pb.TextList(values=["a", "b"])),
+                    "new": pb.AttributeValue(flag=True),
+                    "launch": pb.AttributeValue(time=Timestamp(seconds=0)),
+                    "brand": pb.AttributeValue(text="Acme"),
+                    "views": pb.AttributeValue(integer=7),
+                },
+                reasons=[pb.Reason(code="similar_to_item", parameters={"item_id": "x"})],
+            ),
+            recommendation(2),
+        ],
+        request_id="r1",
+        bundle=pb.BundleRef(name="shop", version="7"),
+        degraded=[pb.Degraded(stage="state", reason="deadline")],
+        times=pb.StageTimes(queue_us=10, rank_us=500, total_us=1234),
+    )
+    lines = [line.rstrip() for line in text_of(answer, "price", "*").splitlines()]
+    assert lines[0] == "bundle shop 7, known user, request r1"
+    expected = "1.23 ms in the server (queue 0.01, state 0.00, embed 0.00, retrieve 0.00, rank 0.50, rerank 0.00)"
+    assert lines[1] == expected
+    assert lines[2] == "degraded: state (deadline)"
+    headers = ["rank", "score", "relevance", "item", "sources", "price", "brand", "launch", "new", "tags", "views"]
+    assert lines[4].split() == [*headers, "reasons"]
+    row = ["1", "1.0000", "0.2500", "item-1", "ann", "#3,", "popular", "#1", "9.5", "Acme", "1970-01-01T00:00:00Z"]
+    assert lines[5].split() == [*row, "yes", "a,", "b", "7", "similar_to_item(item_id=x)"]
+    assert lines[6].split() == ["2", "0.5000", "-", "item-2", "ann", "#3,", "popular", "#1", *"------"]
+
+
+def test_headlines() -> None:
+    assert ", cold start," in text_of(pb.RecommendResponse(cold_start=True))
+    similar = text_of(pb.SimilarItemsResponse(unknown_item_ids=["a", "b"]))
+    assert "unknown items: a, b" in similar
+    assert "user" not in similar.splitlines()[0]
+
+
+def test_control_characters_of_ids_do_not_reach_the_terminal() -> None:
+    answer = pb.RecommendResponse(items=[pb.Recommendation(item_id="[bold]\x1b[31mred\n", rank=1)], request_id="\x07")
+    text = text_of(answer)
+    assert "[bold]\\x1b[31mred\\n" in text
+    assert "request \\x07" in text
+    assert printable("Zoë 東京 🎉") == "Zoë 東京 🎉"
+
+
+def test_hints_can_be_pasted_into_a_shell() -> None:
+    answer = pb.RecommendResponse(items=[pb.Recommendation(item_id="it's")])
+    hint = client.hint("localhost:1", "a b", answer)
+    assert "recserve call recommend --user 'a b' --count 20 --fields '*' --reasons --address localhost:1" in hint
+    assert "recserve call similar --item 'it'\"'\"'s' --address localhost:1" in hint
+    assert "--address" not in client.hint(client.DEFAULT_ADDRESS, "", answer)
+
+
+def test_no_server(recserve: Run) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    found = recserve("call", "recommend", "--user", "u", "--address", address)
+    assert found.returncode == 1
+    assert found.stdout == ""
+    first, second = found.stderr.splitlines()
+    assert first.startswith("recserve: UNAVAILABLE: ")
+    assert second == f"  is a server running at {address}? `recserve serve` starts one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [(("--user", "\udcff"), "surrogates not allowed"), (("--user", "u", "--count", "9" * 20), "range")],
+)
+def test_a_value_that_no_message_can_hold(recserve: Run, arguments: tuple[str, ...], why: str) -> None:
+    found = recserve("call", "recommend", *arguments)
+    assert found.returncode == 1
+    [line] = found.stderr.splitlines()
+    assert line.startswith("recserve: a value does not fit into the request: ")
+    assert why in line
+
+
+def test_waiting_for_a_server_ends(recserve: Run) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    found = recserve("call", "recommend", "--user", "u", "--address", address, "--wait", "0.3")
+    assert found.returncode == 1
+    assert found.stderr == f"recserve: no server is ready at {address} after 0.3 s: nothing answers there\n"
+
+
+# -------------------------------------------------------------------------------------------------- against a server
+
+
+@pytest.fixture
+def address(start_server: Start, tiny_bundle: Make, tiny_snapshot: Make) -> str:
+    server = start_server("--bundle", f"{tiny_bundle()}", "--snapshot", f"{tiny_snapshot()}")
+    return str(server.wait_until_ready())
+
+
+def test_calls(recserve: Run, address: str) -> None:
+    found = recserve(
+        "call", "recommend", "--user", "user-03", "--count", "3", "--fields", "title", "--hint", "--address", address
+    )
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith("bundle default 1, known user, request ")
+    assert [line.split()[0] for line in lines[4:7]] == ["1", "2", "3"]
+    assert all("Thing №" in line for line in lines[4:7])
+    assert lines[8] == "More of it:"
+    stranger = recserve("call", "recommend", "--user", "nobody", "--count", "1", "--address", address)
+    assert ", cold start, " in stranger.stdout.splitlines()[0]
+    similar = recserve(
+        "call", "similar", "--item", "item-001", "--item", "nothing", "--count", "2", "--address", address
+    )
+    assert similar.returncode == 0, similar.stderr
+    assert "unknown items: nothing" in similar.stdout
+
+
+def test_json_is_the_whole_answer(recserve: Run, address: str) -> None:
+    items = ("--item", "item-005", "--item", "item-006")
+    found = recserve("call", "rank", "--user", "user-03", *items, "--json", "--address", address, "--wait", "10")
+    assert found.returncode == 0, found.stderr
+    answer = Parse(found.stdout, pb.RankItemsResponse())
+    assert {item.item_id for item in answer.items} <= {"item-005", "item-006"}
+    assert answer.bundle.version == "1"
+
+
+def test_every_field_that_the_server_refuses_is_printed(recserve: Run, address: str) -> None:
+    found = recserve(
+        "call", "recommend", "--user", "u", "--count", "501", "--placement", "nowhere", "--fields", "prize",
+        "--address", address,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert found.stdout == ""
+    first, *details = found.stderr.splitlines()
+    assert first.startswith("recserve: INVALID_ARGUMENT: ")
+    assert [line.partition(":")[0] for line in details] == ["  count", "  context.placement", "  fields[0]"]
+
+
+# ------------------------------------------------------------------------------------------------------------ check
+
+
+def test_check_tells_what_would_be_served(
+    recserve: Run, tiny_bundle: Make, tiny_snapshot: Make, tmp_path: Path
+) -> None:
+    bundle, canary = tiny_bundle(), tiny_bundle(target=tmp_path / "canary", version="2")
+    arguments = ("--bundle", f"{bundle}", "--bundle", f"canary={canary}", "--snapshot", f"{tiny_snapshot()}")
+    found = recserve("check", *arguments, COLUMNS="300")
+    assert found.returncode == 0, found.stderr
+    _, *rows = [line.split() for line in found.stdout.splitlines()]
+    assert [row[: row.index("ok") + 1] for row in rows] == [
+        ["configuration", "ok"], ["bundle", "default", "ok"], ["bundle", "canary", "ok"], ["users", "ok"],
+    ]  # fmt: skip
+    assert "tiny 2" in found.stdout
+    assert "50 users" in found.stdout
+
+
+def test_check_looks_at_everything_even_where_a_part_fails(
+    recserve: Run, tiny_bundle: Make, tiny_snapshot: Make, other_schema: dict[str, Any]
+) -> None:
+    bundle, snapshot = tiny_bundle(), tiny_snapshot(schema=other_schema)
+    arguments = ("--bundle", "a=/none", "--bundle", f"b={bundle}", "--snapshot", f"{snapshot}")
+    found = recserve("check", *arguments, COLUMNS="300")
+    assert found.returncode == 1
+    assert "no such directory: /none" in found.stdout
+    assert [line.split()[:3] for line in found.stdout.splitlines()[1:4]] == [
+        ["configuration", "ok", "2"], ["bundle", "a", "failed"], ["bundle", "b", "ok"],
+    ]  # fmt: skip
+    assert "does not fit bundle" in found.stdout
+
+
+def test_check_without_any_bundle_to_tie_users_to(recserve: Run) -> None:
+    found = recserve("check", "--bundle", "/none")
+    assert found.returncode == 1
+    assert "skipped" in found.stdout

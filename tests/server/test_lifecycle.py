@@ -1,0 +1,238 @@
+"""Start, serve, drain, stop, with real processes and signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from recserve.server import lifecycle
+from recserve.v1 import recommender_pb2 as pb
+from recserve.v1.recommender_pb2_grpc import RecommenderServiceStub
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+REQUESTS = 256
+# One request per batch on one thread: a whole BatchRecommend keeps the server busy for a good part of a second.
+SLOW = ("--set", "compute.max_batch=1", "--set", "admission.max_queue=10000")
+
+Call = Future[pb.BatchRecommendResponse]
+Start = Callable[..., Any]
+Run = Callable[..., Any]
+Make = Callable[..., Path]
+
+
+def health_of(address: str) -> int:
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status)
+
+
+def recommend(address: str) -> pb.RecommendResponse:
+    with grpc.insecure_channel(address) as channel:
+        request = pb.RecommendRequest(user_id="user-01", count=5)
+        return RecommenderServiceStub(channel).Recommend(request, timeout=10)
+
+
+@pytest.fixture
+def callers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(12) as executor:
+        yield executor
+
+
+def calls_in_flight(callers: ThreadPoolExecutor, address: str, calls: int) -> list[Call]:
+    """Calls that the server is at work on: another one, sent together with them, has been answered."""
+    request = pb.BatchRecommendRequest(
+        requests=[pb.RecommendRequest(user_id=f"user-{index % 50:02d}", count=39) for index in range(REQUESTS)]
+    )
+
+    def call() -> pb.BatchRecommendResponse:
+        with grpc.insecure_channel(address) as channel:
+            return RecommenderServiceStub(channel).BatchRecommend(request, timeout=60)
+
+    sent = [callers.submit(call) for _ in range(calls + 1)]
+    wait(sent, return_when=FIRST_COMPLETED)
+    return [each for each in sent if not each.done()]
+
+
+# ------------------------------------------------------------------------------------------------------------ start
+
+
+def test_it_says_when_it_is_ready_and_what_to_try(
+    start_server: Start, recserve: Run, tiny_bundle: Make, tiny_snapshot: Make, tmp_path: Path
+) -> None:
+    bundle, canary = tiny_bundle(), tiny_bundle(target=tmp_path / "canary", version="2")
+    server = start_server("--bundle", f"{bundle}", "--bundle", f"canary={canary}", "--snapshot", f"{tiny_snapshot()}")
+    address = server.wait_until_ready()
+    assert health_of(address) == SERVING
+    ready, hint = server.stdout.splitlines()
+    assert re.fullmatch(rf"recserve .+ is ready on {address}: default \(tiny 1\), canary \(tiny 2\)", ready)
+    command = shlex.split(hint.removeprefix("Try: recserve "))
+    answer = recserve(*command)
+    assert answer.returncode == 0, answer.stderr
+    assert "bundle default 1, known user" in answer.stdout
+    assert len(answer.stdout.splitlines()) == 4 + 10
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert server.stdout.splitlines() == [ready, hint]
+
+
+def test_the_log_has_one_line_an_event_in_utc(start_server: Start, tiny_bundle: Make) -> None:
+    server = start_server("--bundle", f"{tiny_bundle()}")
+    server.wait_until_ready()
+    server.send(signal.SIGINT)
+    assert server.wait() == 0
+    lines = server.log.splitlines()
+    line = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO |WARNING) +recserve\.[a-z.]+: .+")
+    assert [each for each in lines if not line.fullmatch(each)] == []
+    assert any("no user snapshot is configured" in each and "WARNING" in each for each in lines)
+    assert [each.partition(": ")[2] for each in lines[-3:]] == ["received SIGINT", "draining for up to 10 s", "stopped"]
+
+
+def test_a_taken_port_is_an_error_at_once(start_server: Start, recserve: Run, tiny_bundle: Make) -> None:
+    bundle = tiny_bundle()
+    port = start_server("--bundle", f"{bundle}").wait_until_ready().rpartition(":")[2]
+    second = recserve("serve", "--bundle", f"{bundle}", "--port", port)
+    assert second.returncode == 1
+    assert second.stdout == ""
+    assert second.stderr.startswith(f"recserve: cannot listen on 127.0.0.1:{port}: ")
+    assert len(second.stderr.splitlines()) == 1, "the C core's own log has no place here"
+
+
+def test_a_port_that_another_program_holds(recserve: Run, tiny_bundle: Make) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        found = recserve("serve", "--bundle", f"{tiny_bundle()}", "--port", f"{port}")
+    assert found.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in found.stderr
+
+
+def last_line(text: str) -> str:
+    return text.splitlines()[-1]
+
+
+def test_no_bundle_there(recserve: Run, tmp_path: Path) -> None:
+    found = recserve("serve", "--bundle", f"x={tmp_path / 'none'}", "--port", "0")
+    assert found.returncode == 1
+    assert last_line(found.stderr).startswith(f'recserve: bundle "x" at {tmp_path / "none"}: no such directory')
+
+
+def test_a_damaged_bundle_is_refused(recserve: Run, tiny_bundle: Make) -> None:
+    bundle = tiny_bundle()
+    vectors = bundle / "spaces" / "als" / "vectors.npy"
+    content = bytearray(vectors.read_bytes())
+    content[-1] ^= 1
+    vectors.chmod(0o644)
+    vectors.write_bytes(content)
+    found = recserve("serve", "--bundle", f"{bundle}", "--port", "0")
+    assert found.returncode == 1
+    assert "spaces/als/vectors.npy" in last_line(found.stderr)
+
+
+def test_a_snapshot_of_other_users_is_refused(
+    recserve: Run, tiny_bundle: Make, tiny_snapshot: Make, other_schema: dict[str, Any]
+) -> None:
+    bundle, snapshot = tiny_bundle(), tiny_snapshot(schema=other_schema)
+    found = recserve("serve", "--bundle", f"{bundle}", "--snapshot", f"{snapshot}", "--port", "0")
+    assert found.returncode == 1
+    message = last_line(found.stderr)
+    assert f'user snapshot 1 ({snapshot}) does not fit bundle "default" (tiny 1)' in message
+
+
+def test_a_placement_that_no_bundle_can_serve(recserve: Run, tiny_bundle: Make) -> None:
+    placement = 'placements.home={sources = [{name = "trending", weight = 1}], caps = [{attribute = "price", max = 1}]}'
+    found = recserve("serve", "--bundle", f"{tiny_bundle()}", "--port", "0", "--set", placement)
+    assert found.returncode == 1
+    assert "placements.home.sources[0].name" in found.stderr
+    assert "placements.home.caps[0].attribute" in found.stderr
+
+
+def test_while_it_loads_it_is_alive_but_not_serving(start_server: Start, tmp_path: Path) -> None:
+    bundle = tmp_path / "slow"
+    bundle.mkdir()
+    os.mkfifo(bundle / "manifest.json")  # whoever reads it waits for a writer
+    server = start_server("--bundle", f"{bundle}")
+    address = server.address
+    assert health_of(address) == NOT_SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        recommend(address)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert server.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("listening", "reachable"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1"),
+        ("0.0.0.0:1", "127.0.0.1:1"),
+        ("[::]:1", "[::1]:1"),
+        ("[fe80::1]:1", "[fe80::1]:1"),
+        ("localhost:1", "localhost:1"),
+    ],
+)
+def test_the_address_in_the_hint_can_be_connected_to(listening: str, reachable: str) -> None:
+    assert lifecycle._reachable(listening) == reachable
+
+
+# ------------------------------------------------------------------------------------------------------------ drain
+
+
+def test_sigterm_finishes_what_is_in_flight(
+    start_server: Start, callers: ThreadPoolExecutor, tiny_bundle: Make
+) -> None:
+    server = start_server("--bundle", f"{tiny_bundle()}", *SLOW)
+    address = server.wait_until_ready()
+    with grpc.insecure_channel(address) as channel:
+        health, service = health_pb2_grpc.HealthStub(channel), RecommenderServiceStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
+        calls = calls_in_flight(callers, address, 4)
+        server.send(signal.SIGTERM)
+        server.wait_for_log("draining")
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == NOT_SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            service.Recommend(pb.RecommendRequest(user_id="late"), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not all(call.done() for call in calls), "something has to be in flight for this test to mean anything"
+    for call in calls:
+        answers = call.result(60).answers
+        assert len(answers) == REQUESTS
+        assert all(len(each.response.items) == 39 for each in answers)
+    assert server.wait() == 0
+    assert last_line(server.log).endswith("stopped")
+
+
+def test_what_takes_longer_than_the_drain_is_cut_off(
+    start_server: Start, callers: ThreadPoolExecutor, tiny_bundle: Make
+) -> None:
+    server = start_server("--bundle", f"{tiny_bundle()}", *SLOW, "--set", "server.drain_seconds=0")
+    calls = calls_in_flight(callers, server.wait_until_ready(), 11)
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "cut off" in server.log
+    assert any(isinstance(call.exception(60), grpc.RpcError) for call in calls)
+
+
+def test_a_second_signal_stops_at_once(start_server: Start, callers: ThreadPoolExecutor, tiny_bundle: Make) -> None:
+    server = start_server("--bundle", f"{tiny_bundle()}", *SLOW)
+    calls = calls_in_flight(callers, server.wait_until_ready(), 4)
+    server.send(signal.SIGINT)
+    server.wait_for_log("draining")
+    server.send(signal.SIGTERM)
+    assert server.wait() == 128 + signal.SIGTERM
+    assert "received SIGTERM again: stopping at once" in server.log
+    assert any(isinstance(call.exception(60), grpc.RpcError) for call in calls)
