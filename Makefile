@@ -20,7 +20,8 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(RUN_READY) $(DEMO)/recserve.toml ## Serve the demo bundle on 127.0.0.1:50051 and show one answer
-	@$(BIN)/recserve call recommend --user user-00042 --count 10 --wait 120 --hint & exec $(BIN)/recserve serve --config $(DEMO)/recserve.toml
+	@# The server says on standard output when it is ready; only then, and only if it is, there is an answer to show.
+	@$(BIN)/recserve serve --config $(DEMO)/recserve.toml | { read -r ready && echo "$$ready" && $(BIN)/recserve call recommend --user user-00042 --count 10 --hint; cat; test -n "$$ready"; }
 
 demo: $(RUN_READY) $(DEMO)/recserve.toml ## Build the demo bundle if it is missing
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from recserve.bundle.v1 import manifest_pb2
 from recserve.exporters.errors import ExportError
 from recserve.exporters.spec import CatalogueSpec, ColumnKind, ItemColumn
-from recserve.exporters.strings import write_string_table
+from recserve.exporters.strings import make_string_table, write_string_table
 from recserve.exporters.tables import Table, TableColumn, read_table
 from recserve.exporters.writer import BundleWriter
 from recserve.kernels.features import FeatureSchema, FeatureSchemaError
@@ -45,7 +45,7 @@ class ItemTable:
     """Items as they are stored, before they are.
 
     Attributes:
-        ids: an Arrow string array, in row order.
+        ids: an Arrow string array, in row order; checked when a string table is made of it.
         ids_name: what messages call them.
         columns: the arrays of each column, by name.
         vocabularies: of item, user and context columns.
@@ -71,8 +71,8 @@ def read_items(spec: CatalogueSpec, schema: FeatureSchema) -> ItemTable:
         schema: the feature definitions.
 
     Raises:
-        ExportError: the specification contradicts itself or the feature definitions, or the table does not hold
-            what it says.
+        ExportError: the specification contradicts itself or the feature definitions, or the table does not hold what it
+            says.
     """
     _check_spec(spec, schema)
     texts = [spec.id_column, *(column.name for column in spec.columns if column.kind in ("category", "string"))]
@@ -101,17 +101,17 @@ def write_catalogue(
 
     Args:
         writer: of the bundle.
-        spec: what the table's columns are.
+        spec: what the columns are.
         schema: the feature definitions.
-        items: the table, as `read_items` gives it for `spec` and `schema`.
+        items: from `read_items` with the same `spec` and `schema`.
 
     Returns:
         The manifest's entry.
 
     Raises:
-        ExportError: ids are null, empty, too long, not UTF-8, repeated, or collide.
+        ExportError: ids are null, empty, longer than 256 bytes, not UTF-8, repeated, or collide.
     """
-    write_string_table(writer, layout.ITEM_IDS, items.ids, items.ids_name)
+    write_string_table(writer, layout.ITEM_IDS, make_string_table(items.ids, items.ids_name))
     for name, parts in items.columns.items():
         for part, values in parts.items():
             writer.array(layout.column_file(name, part), values)

@@ -22,7 +22,6 @@ from recserve.exporters.ranker import compile_ranker
 from recserve.exporters.report import Check, ExportReport, render_html
 from recserve.exporters.spaces import export_space
 from recserve.exporters.spec import BundleSpec
-from recserve.exporters.strings import check_ids, hash_strings
 from recserve.exporters.towers import TowerContext
 from recserve.exporters.writer import BundleWriter
 from recserve.kernels import ids
@@ -213,10 +212,8 @@ def _progress(console: Console | None) -> Progress:
 
 def _trial_users(snapshot: Snapshot, items: ItemTable, time_us: int) -> TowerUsers:
     """Some of a snapshot's users as towers read them, before there is a catalogue to ask for rows."""
-    keys = hash_strings(*check_ids(items.ids, items.ids_name))
-    slots = ids.build_slots(keys)
     chosen = np.unique(np.linspace(0, snapshot.size - 1, min(TRIAL_USERS, snapshot.size)).astype(np.int64))
-    recent = [_recent(snapshot, int(row), keys, slots) for row in chosen]
+    recent = [_recent(snapshot, int(row), items) for row in chosen]
     return TowerUsers(
         user=ColumnValues.concat([snapshot.columns.row(int(row)) for row in chosen]),
         recent_offsets=np.cumsum([0, *(rows.size for rows in recent)], dtype=np.int64),
@@ -225,8 +222,8 @@ def _trial_users(snapshot: Snapshot, items: ItemTable, time_us: int) -> TowerUse
     )
 
 
-def _recent(snapshot: Snapshot, row: int, keys: NDArray[np.uint64], slots: NDArray[np.uint32]) -> NDArray[np.int64]:
-    return recent_items(no_rows(), ids.lookup(keys, slots, snapshot.state(row).keys))
+def _recent(snapshot: Snapshot, row: int, items: ItemTable) -> NDArray[np.int64]:
+    return recent_items(no_rows(), ids.lookup(items.ids.keys, items.ids.slots, snapshot.state(row).keys))
 
 
 def _sources(spec: BundleSpec) -> Iterator[tuple[str, object]]:

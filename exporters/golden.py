@@ -28,6 +28,8 @@ from recserve.server.pipeline.types import History, Query, Result, UserState
 CANDIDATES = 50
 """Per request: enough to rank, few enough that a load replays them in milliseconds."""
 RETRIEVAL_K = 100
+NEAR_TIES = 16
+"""Exact rows stored beyond the k-th: another CPU may swap the k-th with one of these."""
 RECALL_SLACK = 0.02
 """An index may find a little less on a CPU whose floating-point sums come in another order."""
 
@@ -145,10 +147,10 @@ def _retrieve(oracle: Pipeline, work: Sequence[tuple[Query, UserState]]) -> dict
         queries = np.stack(vectors) if vectors else np.array(space.vectors[: len(work)])
         k = min(RETRIEVAL_K, oracle.bundle.catalogue.size)
         nothing = [None] * len(queries)
-        exact = ExactSearcher(space).search(queries, k, nothing)
+        exact = ExactSearcher(space).search(queries, RETRIEVAL_K + NEAR_TIES, nothing)
         mine = open_searcher(space, "cpu").search(queries, k, nothing)
         rows, scores = np.stack([rows for rows, _ in exact]), np.stack([scores for _, scores in exact])
-        recall = mean_recall([found for found, _ in mine], rows, scores)
+        recall = mean_recall([found for found, _ in mine], rows, scores, k)
         arrays |= {
             f"retrieve.{name}.queries": queries,
             f"retrieve.{name}.rows": rows,

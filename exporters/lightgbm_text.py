@@ -140,7 +140,7 @@ def input_rules(forest: ForestText) -> InputRules:
 
 
 def _fields(lines: str) -> dict[str, str]:
-    return {key: value for key, _, value in (line.partition("=") for line in lines.splitlines())}
+    return {key: value for key, _, value in (line.partition("=") for line in lines.split("\n"))}
 
 
 def _parse_tree(number: int, block: bytes, features: int) -> Tree:

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from recserve.bundle.v1 import manifest_pb2
 from recserve.exporters.errors import ExportError, TableError
 from recserve.exporters.spec import HistorySpec, SnapshotSpec
-from recserve.exporters.strings import check_ids, hash_strings, shown_rows, write_string_table
+from recserve.exporters.strings import (
+    StringParts,
+    check_ids,
+    hash_strings,
+    make_string_table,
+    shown_rows,
+    write_string_table,
+)
 from recserve.exporters.tables import Table, TableColumn, encode, read_table
 from recserve.exporters.writer import BundleWriter
 from recserve.kernels.features import MISSING_TIME, ColumnSpec, ColumnValues, FeatureSchema
@@ -30,14 +37,12 @@ class UserTable:
     """Users as they are stored, before they are.
 
     Attributes:
-        ids: an Arrow string array, in row order.
-        ids_name: what messages call them.
+        ids: in row order.
         columns: the schema's user columns, one row per user.
         history: cut by user.
     """
 
-    ids: pa.Array
-    ids_name: str
+    ids: StringParts
     columns: ColumnValues
     history: HistoryArrays
 
@@ -58,10 +63,8 @@ def read_users(spec: SnapshotSpec, schema: FeatureSchema, vocabularies: Mapping[
     table = read_table(spec.users, "users", text=texts, lists=lists)
     ids = table.column(spec.id_column)
     strings = ids.strings()
-    check_ids(strings, ids.what)
     return UserTable(
-        ids=strings,
-        ids_name=ids.what,
+        ids=make_string_table(strings, ids.what),
         columns=_read_columns(table, schema, vocabularies),
         history=_read_history(spec.history, strings, schema) if spec.history else _no_history(len(table)),
     )
@@ -88,7 +91,7 @@ def export_snapshot(
         raise ExportError("the snapshot needs a version")
     with BundleWriter(out) as writer:
         users = read_users(spec, schema, vocabularies)
-        write_string_table(writer, layout.USER_IDS, users.ids, users.ids_name)
+        write_string_table(writer, layout.USER_IDS, users.ids)
         for file, values in _arrays(users).items():
             writer.array(file, values)
         manifest = manifest_pb2.SnapshotManifest(

@@ -1,9 +1,10 @@
-"""Writing string tables: ids with their keys and the index over them."""
+"""Making and writing string tables: ids with their keys and the index over them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -20,14 +21,25 @@ _BLOCK: Final = 1 << 18
 _SHOWN: Final = 5
 
 
-def write_string_table(writer: BundleWriter, stem: str, ids: pa.Array | Sequence[str], what: str) -> None:
-    """Write ids as a string table.
+@dataclass(frozen=True, slots=True, eq=False)
+class StringParts:
+    """A string table as it is stored; see `recserve.server.bundle.strings`."""
+
+    utf8: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    slots: NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def make_string_table(ids: pa.Array | Sequence[str], what: str) -> StringParts:
+    """Check, hash and index ids.
 
     Args:
-        writer: of the artifact.
-        stem: such as "items/ids".
         ids: an Arrow string array, or strings; row i gets ids[i].
-        what: names the ids in messages, such as "item ids (column item_id)".
+        what: names the ids in messages, such as "items, column 'item_id'".
 
     Raises:
         TableError: an id is null, empty, longer than 256 bytes, not UTF-8, or there twice; or two ids have one key.
@@ -35,11 +47,23 @@ def write_string_table(writer: BundleWriter, stem: str, ids: pa.Array | Sequence
     utf8, offsets = check_ids(ids, what)
     keys = hash_strings(utf8, offsets)
     try:
-        slots = build_slots(keys)
+        return StringParts(utf8, offsets, keys, build_slots(keys))
     except DuplicateKeyError:
         raise TableError(_describe_duplicates(utf8, offsets, keys, what)) from None
-    for part, values in (("utf8", utf8), ("offsets", offsets), ("keys", keys), ("slots", slots)):
-        writer.array(string_table_file(stem, part), values)
+
+
+def write_string_table(writer: BundleWriter, stem: str, table: StringParts) -> None:
+    """Write a table's files.
+
+    Args:
+        writer: of the artifact.
+        stem: such as "items/ids".
+        table: from `make_string_table`.
+    """
+    writer.array(string_table_file(stem, "utf8"), table.utf8)
+    writer.array(string_table_file(stem, "offsets"), table.offsets)
+    writer.array(string_table_file(stem, "keys"), table.keys)
+    writer.array(string_table_file(stem, "slots"), table.slots)
 
 
 def check_ids(ids: pa.Array | Sequence[str], what: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -123,24 +123,26 @@ class BundleWriter:
     def seal(self, manifest: AnyManifest) -> Path:
         """Write the manifest over what is there so far, so that the unfinished artifact can be opened and tried.
 
-        Fills `manifest.files` with the size and checksum of every file, and its `schema_version`.
+        Args:
+            manifest: of the bundle or snapshot. Filled in here: `files` with the size and checksum of every file,
+                `schema_version`, and where they are left out `created` and `created_by`.
 
         Returns:
             The temporary directory.
         """
         manifest.schema_version = layout.SCHEMA_VERSION
+        manifest.created_by = manifest.created_by or _created_by()
+        if not manifest.HasField("created"):
+            manifest.created.FromDatetime(datetime.datetime.now(datetime.UTC))
         _list_files(self.root, manifest)
         (self.root / _manifest_name(manifest)).write_text(_to_json(manifest), encoding="utf-8")
         return self.root
 
     def commit(self, manifest: AnyManifest, check: Callable[[Path], object] | None = None) -> Path:
-        """Complete the artifact and move it to its final name.
-
-        Makes sure that all is on disk before the rename.
+        """Seal the artifact, and move it to its final name. Before that, all of it is on disk.
 
         Args:
-            manifest: of the bundle or snapshot. Filled in here: `files` with the size and checksum of every file,
-                `schema_version`, `created` and `created_by`.
+            manifest: as for `seal`.
             check: called with the complete directory before it gets its name, such as `open_bundle`; what it raises
                 ends the export.
 
@@ -150,12 +152,7 @@ class BundleWriter:
         Raises:
             ExportError: the target has appeared in the meantime.
         """
-        root = self.root
-        manifest.schema_version = layout.SCHEMA_VERSION
-        manifest.created.FromDatetime(datetime.datetime.now(datetime.UTC))
-        manifest.created_by = _created_by()
-        _list_files(root, manifest)
-        (root / _manifest_name(manifest)).write_text(_to_json(manifest), encoding="utf-8")
+        root = self.seal(manifest)
         if check is not None:
             check(root)
         _sync(root)
@@ -247,10 +244,9 @@ def _to_json(manifest: AnyManifest) -> str:
 def _list_files(root: Path, manifest: AnyManifest) -> None:
     manifest.files.clear()
     for relative, status in walk_files(root):
-        if relative == _manifest_name(manifest):
-            continue
-        manifest.files[relative].bytes = status.st_size
-        manifest.files[relative].sha256 = file_sha256(root / relative)
+        if relative != _manifest_name(manifest):
+            manifest.files[relative].bytes = status.st_size
+            manifest.files[relative].sha256 = file_sha256(root / relative)
 
 
 def _sync(root: Path) -> None:

@@ -87,7 +87,9 @@ cdef class NativeForest:
     cdef void* symbol(self, bytes name) except NULL:
         cdef void* found = dlsym(self.library, name)
         if found == NULL:
-            raise ValueError(f"{self.path}: expected a forest compiled by TL2cgen 1.0, but there is no symbol {name.decode()!r}")
+            raise ValueError(
+                f"{self.path}: expected a forest compiled by TL2cgen 1.0, but there is no symbol {name.decode()!r}"
+            )
         return found
 
     cdef check(self):
@@ -131,7 +133,8 @@ def rules_of(features, nan_to_zero, categorical):
     if features < 1:
         raise ValueError(f"features: expected at least 1, found {features}")
     rules = np.full(features, NUMBER, np.uint8)
-    for name, columns, rule in (("nan_to_zero", nan_to_zero, NUMBER_NAN_IS_ZERO), ("categorical", categorical, CATEGORY)):
+    listed = (("nan_to_zero", nan_to_zero, NUMBER_NAN_IS_ZERO), ("categorical", categorical, CATEGORY))
+    for name, columns, rule in listed:
         for column in columns:
             if not 0 <= column < features:
                 raise ValueError(f"{name}: {column} is not one of the {features} features")

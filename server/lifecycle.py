@@ -1,0 +1,136 @@
+"""The life of a server: listen, load, serve, drain, stop.
+
+It listens before it loads. A taken port is an error at once, not after minutes of checksums, and whoever asks for the
+health of a server that is still loading is told NOT_SERVING; requests are UNAVAILABLE until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import uvloop
+
+from recserve.server.bundle.registry import BundleRegistry
+from recserve.server.config import Settings
+from recserve.server.loading import Loaded, load
+from recserve.server.pipeline.pipeline import Pipeline
+from recserve.server.rpc.app import RpcServer
+from recserve.server.rpc.servicer import RecommenderService
+from recserve.server.state.embedded import EmbeddedStore
+from recserve.server.text import printable
+from recserve.server.version import this_version
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def serve(settings: Settings) -> None:
+    """Serve in the foreground until SIGTERM or SIGINT; a second signal ends the process at once.
+
+    Raises:
+        ListenError: the address cannot be listened on.
+        LoadError: a bundle or the snapshot cannot be served.
+        PlacementError: what is configured asks for what a bundle does not have.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_live(settings))
+
+
+async def _live(settings: Settings) -> None:
+    signals = _Signals()
+    registry: BundleRegistry[Pipeline] = BundleRegistry()
+    store = EmbeddedStore.from_settings(settings.state)
+    server = RpcServer(RecommenderService(registry, store, settings), settings.server)
+    address = _join(settings.server.host, await server.listen())
+    logger.info("listening on %s", address)
+    loading = _in_thread(lambda: load(settings))
+    try:
+        either: tuple[asyncio.Future[Any], ...] = (loading, signals.first)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            _put_into_service(loading.result(), registry, store)
+            await server.set_serving(True)
+            logger.info("serving on %s", address)
+            print("\n".join(_announcement(loading.result(), address)), flush=True)
+            await signals.first
+        logger.info("draining for up to %g s", settings.server.drain_seconds)
+    finally:
+        loading.cancel()
+        await server.drain(settings.server.drain_seconds)
+        await store.close()
+        logger.info("stopped")
+
+
+def _put_into_service(loaded: Loaded, registry: BundleRegistry[Pipeline], store: EmbeddedStore) -> None:
+    store.serve(loaded.users)
+    for name, pipeline in loaded.pipelines.items():
+        registry.add(name, pipeline)
+
+
+class _Signals:
+    """SIGTERM and SIGINT: `first` is done with the first of them; the second ends the process.
+
+    Made on the running event loop, in the main thread.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.first: asyncio.Future[None] = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._received, number)
+
+    def _received(self, number: signal.Signals) -> None:
+        if not self.first.done():
+            logger.info("received %s", number.name)
+            self.first.set_result(None)
+            return
+        logger.warning("received %s again: stopping at once, requests in flight are cut off", number.name)
+        # Not sys.exit: a compute thread in the middle of a kernel would keep the interpreter waiting.
+        os._exit(128 + number)
+
+
+def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """The outcome of `work`, done in a thread that a process which is told to stop does not wait for."""
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # nothing can call the work back: cancelling only drops its outcome
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return asyncio.wrap_future(outcome)
+
+
+def _announcement(loaded: Loaded, address: str) -> Iterator[str]:
+    """What a person at the terminal reads once the server is ready."""
+    bundles = ", ".join(
+        f"{name} ({pipeline.bundle.name} {pipeline.bundle.version})" for name, pipeline in loaded.pipelines.items()
+    )
+    yield f"recserve {this_version()} is ready on {address}: {bundles}"
+    snapshot = loaded.users.snapshot
+    user = snapshot.user_ids(np.zeros(1, np.int64))[0] if snapshot is not None else "anybody"
+    quoted = shlex.quote(printable(user))
+    yield f"Try: recserve call recommend --user {quoted} --count 10 --address {_reachable(address)}"
+
+
+def _reachable(address: str) -> str:
+    """An address that a client on this machine can connect to."""
+    host, _, port = address.rpartition(":")
+    return _join({"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]")), int(port))
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

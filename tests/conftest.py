@@ -247,8 +247,8 @@ def make_bundle(
     features = FeatureSchema.from_json(json.dumps(schema))
     spec = CatalogueSpec(items=table, columns=columns, roles=roles, vocabularies=vocabularies)
     with BundleWriter(target) as writer:
-        encoded = read_items(spec, features)
-        catalogue, values = write_catalogue(writer, spec, features, encoded), encoded.vocabularies
+        read = read_items(spec, features)
+        catalogue = write_catalogue(writer, spec, features, read)
         writer.text("features.json", features.to_json())
         manifest = manifest_pb2.Manifest(
             name=name,
@@ -260,8 +260,8 @@ def make_bundle(
             ],
             features=manifest_pb2.Features(
                 count=len(features.features),
-                schema_hash=features.schema_hash(values),
-                user_hash=features.user_hash(values),
+                schema_hash=features.schema_hash(read.vocabularies),
+                user_hash=features.user_hash(read.vocabularies),
             ),
         )
         if edit:

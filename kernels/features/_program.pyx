@@ -256,7 +256,7 @@ cdef double evaluate(Frame *f, const Instruction *step) noexcept nogil:
         if op == OP_VALUE:
             return a
         if op == OP_LOG1P:
-            return log1p(a) if a >= 0 else NAN
+            return log1p(a) if a > -1 else NAN
         b = number(f, step.b_place, step.b)
         if op == OP_RATIO:
             return a / b if b != 0 else NAN

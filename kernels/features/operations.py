@@ -15,8 +15,7 @@ int64 as a time) makes the result NaN; so does an undefined result, such as a ze
 rounded once to float32. Every NaN in the result is the same quiet NaN.
 
     value                           a; a category gives its code
-    log1p                           ln(1 + a) of a quantity that cannot be negative, such as a price or a count;
-                                    NaN for a < 0
+    log1p                           ln(1 + a); NaN for a <= -1
     ratio, difference, product      a / b (NaN for b = 0), a - b, a * b
     equal                           1 if two categories of one vocabulary are the same, else 0
     pair                            a * |B| + b, the code of the pair, |B| being the size of b's vocabulary

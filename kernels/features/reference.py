@@ -123,7 +123,7 @@ class _Reference:
         if op == "value":
             return a
         if op == "log1p":
-            return each(lambda x: math.log1p(x) if x >= 0 else math.nan, a)
+            return each(lambda x: math.log1p(x) if x > -1 else math.nan, a)
         b = self.number(operands[1])
         if op == "pair":
             return a * self.cardinalities[operands[1].vocabulary] + b

@@ -340,7 +340,7 @@ def _faiss_search(index: Any, query: Vectors, fetch: int, parameters: Any) -> ND
     # OpenMP keeps this setting per thread: requests use the cores, not one request all of them.
     _faiss().omp_set_num_threads(1)
     _, rows = index.search(query[np.newaxis], fetch, params=parameters)
-    proposed: NDArray[np.int64] = rows[0]
+    proposed: NDArray[np.int64] = rows[0][rows[0] >= 0]
     return proposed
 
 

@@ -115,6 +115,7 @@ class Batcher:
         try:
             outcome = await entry.outcome
         finally:
+            self._waiting.pop(entry, None)
             if timer is not None:
                 timer.cancel()
         if isinstance(outcome, Exception):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from recserve.kernels.features import ColumnValues
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import Settings
-from recserve.server.pipeline.errors import RequestError
+from recserve.server.pipeline.errors import NotReadyError, RequestError
 from recserve.server.pipeline.types import Degraded, Result, UserState
 from recserve.server.rpc import answers, validate
 from recserve.server.rpc.admission import Admission, Ticket
@@ -140,6 +140,8 @@ class RecommenderService:
         ids = [usable_request_id(each.request_id) or new_request_id() for each in request.requests]
         jobs = [self._job_or_error(each, each_id, call) for each, each_id in zip(request.requests, ids, strict=True)]
         outcomes = await self._answer_all(jobs, call)
+        if all(isinstance(outcome, NotReadyError) for outcome in outcomes):
+            raise NotReadyError(str(outcomes[0]))  # one status for all, so that clients turn to another replica
         finished = zip(outcomes, ids, strict=True)
         return pb.BatchRecommendResponse(answers=[_batch_answer(*each, call) for each in finished])
 
@@ -159,7 +161,8 @@ class RecommenderService:
 
     async def _answer_all(self, jobs: Sequence[Job | Exception], call: Call) -> list[Answer | Exception]:
         """Outcomes in the order of the jobs. Each job is admitted by itself; state is fetched for all at once."""
-        with ExitStack() as tickets:  # gives back what is still out where the caller leaves
+        tickets = ExitStack()
+        if True:  # gives back what is still out where the caller leaves
             entries = [self._admit(job, call, tickets) for job in jobs]
             admitted = [entry for entry in entries if isinstance(entry, _Admitted)]
             fetched = await self._fetch([entry.job for entry in admitted], call)
@@ -225,7 +228,8 @@ class RecommenderService:
 
     async def _record(self, job: Job, keys: NDArray[np.uint64], time_us: int) -> None:
         try:
-            await self._state.record_shown(job.query.user_id, keys, time_us)
+            async with asyncio.timeout(self._default_deadline_s):  # closing waits for it
+                await self._state.record_shown(job.query.user_id, keys, time_us)
         except Exception:  # the answer is on its way; nobody is left to tell
             logger.warning("request %s: what was shown could not be recorded", job.request_id, exc_info=True)
 

@@ -34,7 +34,7 @@ _MESSAGE_BYTES: Final = 512
 _DETAILS_BYTES: Final = 2600
 _TEXT_BYTES: Final = 300
 
-_NO_ONE_TO_BLAME: Final = "internal error; the server's log has more under request id {request_id}"
+_INTERNAL_TEXT: Final = "internal error; the server's log has more under request id {request_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def status_of(error: Exception, request_id: str) -> Status:
     text = str(error)
     if rule.code == Code.INTERNAL:
         logger.error("request %s failed", request_id, exc_info=error)
-        text = _NO_ONE_TO_BLAME.format(request_id=request_id)
+        text = _INTERNAL_TEXT.format(request_id=request_id)
     status = Status(code=rule.code, message=_shortened(text, _MESSAGE_BYTES))
     details = [
         detail.ErrorInfo(reason=rule.reason, domain=DOMAIN),

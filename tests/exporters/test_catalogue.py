@@ -38,7 +38,7 @@ def test_ids_may_be_any_utf8_of_256_bytes(tiny_bundle: Make, tiny_items: pa.Tabl
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("item-000", r"item ids|column 'item_id': 1 are there again: 'item-000' in row 0 and 'item-000' in row 7"),
+        ("item-000", r"column 'item_id': 1 are there again: 'item-000' in row 0 and 'item-000' in row 7"),
         (None, "1 are null, row 7"),
         ("", "1 are empty, row 7"),
         ("x" * 257, "longer than 256 bytes, row 7"),
@@ -114,7 +114,7 @@ def test_a_column_that_the_table_lacks(tiny_bundle: Make, tiny_items: pa.Table) 
         tiny_bundle(items=tiny_items.drop_columns(["brand"]))
 
 
-def test_vocabularies_are_sorted_unless_they_are_given(tiny_bundle: Make, tmp_path: Path) -> None:
+def test_vocabularies_are_sorted_unless_they_are_given(tiny_bundle: Make) -> None:
     given = {"device": ["tv"], "gender": ["x", "f", "m"], "country": ["DE", "AT", "CH", "FR", "NA"], "flag": ["adult"]}
     bundle = open_bundle(tiny_bundle(vocabularies=given))
     assert bundle.vocabularies["gender"].values == ("x", "f", "m")

@@ -147,7 +147,7 @@ def test_strings() -> None:
     with pytest.raises(TableError, match="expected strings, found binary"):
         column([b"x"]).strings()
     broken = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff"))
-    with pytest.raises(TableError, match="column 'x'.*UTF8"):
+    with pytest.raises(TableError, match=r"column 'x'.*UTF8"):
         TableColumn("column 'x'", pa.chunked_array([broken])).strings()
 
 

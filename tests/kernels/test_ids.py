@@ -145,7 +145,7 @@ SLOTS_3 = reference.build_slots(KEYS_3)
         (KEYS_3, SLOTS_3, KEYS_3.astype(">u8"), TypeError, "wanted: expected dtype uint64"),
         (KEYS_3, SLOTS_3[:7].copy(), KEYS_3, ValueError, "slots: expected a power of two"),
         (KEYS_3, SLOTS_3[:1].copy(), KEYS_3, ValueError, "slots: expected a power of two"),
-        (KEYS_3[:1].copy(), SLOTS_3, KEYS_3, ValueError, "slots: names rows beyond the 1 keys"),
+        (KEYS_3[:2].copy(), SLOTS_3, KEYS_3, ValueError, "slots: names rows beyond the 2 keys"),
         (KEYS_3, np.ones(8, np.uint32), KEYS_3, ValueError, "has no empty slot"),
     ],
 )

@@ -157,7 +157,7 @@ def test_zero_denominator(value_of, shop_batch, zero):
 
 @pytest.mark.parametrize(
     ("a", "expected"),
-    [(0.0, 0.0), (-0.0, -0.0), (1e-20, 1e-20), (-1e-9, NAN), (-1.0, NAN), (-5.0, NAN), (math.inf, math.inf)],
+    [(0.0, 0.0), (-0.0, -0.0), (1e-20, 1e-20), (-0.5, math.log(0.5)), (-1.0, NAN), (-5.0, NAN), (math.inf, math.inf)],
 )
 def test_log1p_at_its_edges(value_of, shop_batch, a, expected):
     found = value_of("log1p", "user.age", user=replace(shop_batch.user, numbers=np.array([[a]])))

@@ -101,6 +101,10 @@ class Random:
     def floats(self, *shape: int) -> np.ndarray:
         return self.mixed([np.nan, 0.0], self.rng.normal(size=shape).astype(np.float32))
 
+    def vectors(self, count: int, dim: int, missing: float) -> np.ndarray:
+        there = np.where(self.rng.random((count, 1)) < missing, np.nan, 1)
+        return (self.rng.normal(size=(count, dim)) * there).astype(np.float32)
+
     def offsets(self, parts: int, longest: int) -> np.ndarray:
         return np.cumsum([0, *self.rng.integers(0, longest + 1, parts)], dtype=np.int64)
 
@@ -128,7 +132,7 @@ class Random:
             else:
                 codes = self.codes((by_name[name],), count)[:, 0]
                 features[:, i] = np.where(codes < 0, np.nan, codes)
-        vectors = {name: self.rng.normal(size=(count, dim)).astype(np.float32) for name, dim in SPACES.items()}
+        vectors = {name: self.vectors(count, dim, missing=0.05) for name, dim in SPACES.items()}
         return ItemArrays(features, self.times(count, len(self.schema.item_time_columns)), vectors)
 
     def batch(self, items: ItemArrays, requests: int) -> FeatureBatch:
@@ -136,7 +140,6 @@ class Random:
         offsets, history, recent = (self.offsets(requests, longest) for longest in (6, 12, 6))
         n, h, s = offsets[-1], history[-1], len(self.schema.sources)
         recents = [self.recent(count, size) for size in np.diff(recent)]
-        no_vector = np.where(self.rng.random((requests, 1)) < 0.2, np.nan, 1)
         return FeatureBatch(
             offsets=offsets,
             rows=self.rng.integers(0, count, n),
@@ -153,10 +156,7 @@ class Random:
             recent_rows=np.concatenate([np.empty(0, np.int64), *recents]),
             source_scores=self.floats(n, s),
             source_ranks=self.floats(n, s),
-            user_vectors={
-                name: (self.rng.normal(size=(requests, dim)) * no_vector).astype(np.float32)
-                for name, dim in SPACES.items()
-            },
+            user_vectors={name: self.vectors(requests, dim, missing=0.2) for name, dim in SPACES.items()},
         )
 
     def recent(self, count: int, size: int) -> np.ndarray:

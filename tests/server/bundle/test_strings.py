@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recserve.bundle.v1 import manifest_pb2
-from recserve.exporters.strings import write_string_table
+from recserve.exporters.strings import make_string_table, write_string_table
 from recserve.exporters.writer import BundleWriter
 from recserve.kernels.ids import build_slots
 from recserve.server.bundle.errors import BundleCorruptError
@@ -21,7 +21,7 @@ from recserve.server.bundle.strings import StringTable, key_of, keys_of
 def write_table(target: Path, ids: list[str]) -> ArtifactFiles:
     manifest = manifest_pb2.SnapshotManifest()
     with BundleWriter(target) as writer:
-        write_string_table(writer, "ids", ids, "ids")
+        write_string_table(writer, "ids", make_string_table(ids, "ids"))
         writer.commit(manifest)
     return ArtifactFiles(target, manifest.files, "snapshot.json")
 

@@ -255,6 +255,8 @@ def test_a_deadline_is_kept_by_the_one_who_waits(run):
             await batcher.submit(pipeline, query(2, seconds=-1), USER)
         pipeline.gate.set()
         await batcher.submit(pipeline, query(3, seconds=None), USER)
+        with pytest.raises(DeadlineExpiredError, match="stage queue"):
+            await batcher.submit(pipeline, query(4, seconds=-1), USER)  # although a thread is idle
         await batcher.close()
 
     run(scenario())

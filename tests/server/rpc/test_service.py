@@ -148,18 +148,20 @@ def serve(run, shop) -> Callable[..., Any]:
     return served
 
 
-class Gate(Pipeline):
-    """A pipeline whose compute threads stop at a gate while it is closed."""
+class Gate:
+    """A pipeline before which compute threads stop until it is open."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        super().__init__(pipeline.bundle, pipeline._engines)
+        self.bundle = pipeline.bundle
+        self.objectives, self.sources, self.spaces = pipeline.objectives, pipeline.sources, pipeline.spaces
+        self.pipeline = pipeline
         self.open = threading.Event()
         self.inside = 0
 
     def run(self, work):
         self.inside += 1
         assert self.open.wait(20)
-        return super().run(work)
+        return self.pipeline.run(work)
 
     async def entered(self) -> None:
         await until(lambda: self.inside)
@@ -688,6 +690,8 @@ def test_health_follows_the_bundles(serve, shop):
         names = ("", SERVICE.full_name)
         before = [await client.health(name) for name in names]
         error, _ = await failure(client.stub.Recommend(recommend()))
+        whole_batch, _ = await failure(client.stub.BatchRecommend(pb.BatchRecommendRequest(requests=[recommend()] * 2)))
+        assert whole_batch.code() == grpc.StatusCode.UNAVAILABLE
         client.registry.add("main", shop.pipeline)
         await client.server.set_serving(True)
         return before, error, [await client.health(name) for name in names], await client.stub.Recommend(recommend())
