@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +95,6 @@ class _Export:
         manifest = Manifest(
             name=spec.name,
             version=spec.version,
-            created_by=f"recserve {importlib.metadata.version('recserve')}",
             exporter_host=this_host(),
             made_from=[_artifact(role, source) for role, source in _sources(spec)],
         )

@@ -92,9 +92,7 @@ class ExampleMaker:
         self._dims = {name: vectors.shape[1] for name, vectors in retrieval.vectors.items()}
         self._program = FeatureProgram(schema, {name: len(values) for name, values in VOCABULARIES.items()})
 
-    def make(
-        self, sessions: NDArray[np.int64], rng: np.random.Generator, advance: Callable[[int], None]
-    ) -> Examples:
+    def make(self, sessions: NDArray[np.int64], rng: np.random.Generator, advance: Callable[[int], None]) -> Examples:
         """The examples of the sessions (rows, ascending); `advance` is told how many are done."""
         parts = [
             (advance(batch.size), self._batch(batch, rng))[1]
@@ -221,9 +219,7 @@ class ExampleMaker:
         responses = self._market.shoppers.respond(shown, rng)
         return {"click": responses.clicked.astype(np.float64), "purchase": responses.purchased.astype(np.float64)}
 
-    def _past(
-        self, user: NDArray[np.int32], item: NDArray[np.int32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _past(self, user: NDArray[np.int32], item: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The furthest that each user went with each item before the cut, and when."""
         history, items = self._state.history, len(self._market.world.items.ids)
         # The table is in the order of (user, item, event): the last entry of a pair is the furthest event.
@@ -249,7 +245,9 @@ def _own_items(subject: Subject) -> Proposal:
 
 def _choose(proposed: Candidates, shown: NDArray[np.int64], rng: np.random.Generator) -> Candidates:
     """What was shown, in its order, then a sample of what was proposed beside it."""
-    everything = extend(proposed, "shown", Proposal(shown, np.zeros(shown.size, np.float32)), proposed.rows.size + SHELF)
+    everything = extend(
+        proposed, "shown", Proposal(shown, np.zeros(shown.size, np.float32)), proposed.rows.size + SHELF
+    )
     rank = everything.ranks[:, -1]
     others = np.flatnonzero(rank == 0)
     order = np.argsort(rank[rank > 0], kind="stable")

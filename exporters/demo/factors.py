@@ -16,9 +16,7 @@ _REGULARIZATION = 8.0
 _CONFIDENCE = 6.0
 
 
-def train_factors(
-    events: Events, sizes: DemoSizes, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def train_factors(events: Events, sizes: DemoSizes, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Factors [users, factors] and [items, factors], float32.
 
     A pair's confidence grows with the logarithm of its weighted events. Users and items without events get factors

@@ -155,14 +155,5 @@ def _similarities() -> Iterator[FeatureSpec]:
             yield FeatureSpec(f"{space}_mean_similarity_{last}", "mean_similarity", (f"space.{space}",), last=last)
 
 
-CATEGORICAL_FEATURES = (
-    "item_category",
-    "item_department",
-    "user_tier",
-    "user_gender",
-    "context_device",
-    "device_x_weekday",
-    "department_x_device",
-    "department_x_weekday",
-)
+CATEGORICAL_FEATURES = ("item_category", "item_department", "user_tier", "device_x_weekday")
 """Features that LightGBM splits by sets of categories; the other codes take part as numbers."""

@@ -129,9 +129,7 @@ def _draw_days(days: int, first: NDArray[np.int64], epoch_day: int, rng: np.rand
     return np.clip(np.searchsorted(until, target, side="right") - 1, first, days - 1)
 
 
-def _stock_shelves(
-    world: World, sessions: Sessions, rng: np.random.Generator
-) -> tuple[Shown, NDArray[np.int64]]:
+def _stock_shelves(world: World, sessions: Sessions, rng: np.random.Generator) -> tuple[Shown, NDArray[np.int64]]:
     """The places for discoveries: 60% the session's focus, 20% a second one, the rest the shop's favourites."""
     places = _DISCOVERY_PLACES.size
     session = np.repeat(np.arange(sessions.user.size), places)
@@ -167,9 +165,7 @@ def _draw_items(items: Items, category: Codes, rng: np.random.Generator) -> Code
     return order[place].astype(np.int32)
 
 
-def _show_again(
-    sessions: Sessions, events: Events, rng: np.random.Generator
-) -> tuple[Shown, NDArray[np.int64]]:
+def _show_again(sessions: Sessions, events: Events, rng: np.random.Generator) -> tuple[Shown, NDArray[np.int64]]:
     """The places for what the user has dealt with before, the latest more often; none in a user's first session."""
     order = np.lexsort((events.session, events.user))
     # Sessions are ordered by time, so (user, session) orders a user's events by session.
@@ -206,23 +202,17 @@ def _shown(
     )
 
 
-def _keep(
-    shown: Shown, session: NDArray[np.int64], which: NDArray[np.bool_]
-) -> tuple[Shown, NDArray[np.int64]]:
+def _keep(shown: Shown, session: NDArray[np.int64], which: NDArray[np.bool_]) -> tuple[Shown, NDArray[np.int64]]:
     return Shown(*(getattr(shown, name)[which] for name in Shown.__slots__)), session[which]
 
 
 def _to_impressions(session: NDArray[np.int64], shown: Shown, responses: Responses) -> Impressions:
-    return Impressions(
-        session, shown.item, shown.position, responses.clicked, responses.carted, responses.purchased
-    )
+    return Impressions(session, shown.item, shown.position, responses.clicked, responses.carted, responses.purchased)
 
 
 def _merge(first: Impressions, second: Impressions) -> Impressions:
     """Both by session and position; of an item that a session shows twice, `second`'s impression remains."""
-    columns = [
-        np.concatenate([getattr(second, name), getattr(first, name)]) for name in Impressions.__slots__
-    ]
+    columns = [np.concatenate([getattr(second, name), getattr(first, name)]) for name in Impressions.__slots__]
     session, item, position = columns[:3]
     _, kept = np.unique(session * (int(item.max()) + 1) + item, return_index=True)
     kept = kept[np.argsort(session[kept] * SHELF + position[kept], kind="stable")]

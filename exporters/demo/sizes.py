@@ -41,7 +41,7 @@ class DemoSizes:
     """Sessions whose impressions and candidates the rankers learn from."""
     held_out_requests: int = 1_500
     """Later sessions: half of them calibrate, half measure."""
-    trees: int = 120
+    trees: int = 100
     """Per ranker, of 31 leaves."""
 
     def __post_init__(self) -> None:

@@ -197,9 +197,7 @@ def content_vectors(items: Items, rng: np.random.Generator) -> Floats32:
     return unit(total)
 
 
-def user_inputs(
-    columns: Columns, recent: Sequence[NDArray[np.int64]], time_us: int | NDArray[np.int64]
-) -> Inputs:
+def user_inputs(columns: Columns, recent: Sequence[NDArray[np.int64]], time_us: int | NDArray[np.int64]) -> Inputs:
     """The user tower's inputs.
 
     Args:

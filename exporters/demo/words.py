@@ -114,9 +114,7 @@ STYLES = tuple(
 )  # fmt: skip
 
 COLOURS = tuple(
-    sorted(
-        ("amber", "black", "blue", "cream", "green", "grey", "ochre", "pink", "red", "silver", "violet", "white")
-    )
+    sorted(("amber", "black", "blue", "cream", "green", "grey", "ochre", "pink", "red", "silver", "violet", "white"))
 )
 
 SELLERS = tuple(f"seller-{number:03d}" for number in range(120))

@@ -144,7 +144,7 @@ def _make_items(count: int, centres: Floats, start_us: int, end_us: int, rng: np
     adult, audience = category_table("adult")[category] > 0, _audience_codes()[category]
     weight_kg = np.round(0.05 + 0.02 * price * rng.lognormal(0.0, 0.8, count), 2)
     return Items(
-        ids=tuple(f"item-{row:06d}" for row in range(count)),
+        ids=tuple(f"item-{row:05d}" for row in range(count)),
         titles=_titles(category, brand, style),
         category=category,
         department=department,
@@ -178,7 +178,7 @@ def _make_users(count: int, centres: Floats, start_us: int, end_us: int, rng: np
     languages = np.array([LANGUAGES.index(language) for language in COUNTRY_LANGUAGES], np.int32)
     activity = rng.lognormal(0.0, 0.9, count)
     return Users(
-        ids=tuple(f"user-{row:06d}" for row in range(count)),
+        ids=tuple(f"user-{row:05d}" for row in range(count)),
         country=country,
         language=languages[country],
         gender=gender,
@@ -223,9 +223,7 @@ def _draw_brands(department: Codes, rng: np.random.Generator) -> Codes:
     return rng.permutation(len(BRANDS)).astype(np.int32)[department * per_department + place]
 
 
-def _draw_prices(
-    category: Codes, brand: Codes, quality: Floats, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
+def _draw_prices(category: Codes, brand: Codes, quality: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Prices and list prices, both positive with two decimals; a third of the items are reduced."""
     premium = 0.3 * rng.standard_normal(len(BRANDS))
     noise = 0.35 * rng.standard_normal(category.size)

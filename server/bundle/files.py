@@ -164,7 +164,7 @@ class ArtifactFiles:
                     found=found[path],
                 )
         extra = sorted(found.keys() - self.listed.keys())
-        if False:
+        if extra:
             raise BundleCorruptError(
                 f"{len(extra)} files are not in the manifest, such as this one: nothing may be added to a bundle",
                 file=extra[0],

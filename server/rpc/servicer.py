@@ -161,8 +161,7 @@ class RecommenderService:
 
     async def _answer_all(self, jobs: Sequence[Job | Exception], call: Call) -> list[Answer | Exception]:
         """Outcomes in the order of the jobs. Each job is admitted by itself; state is fetched for all at once."""
-        tickets = ExitStack()
-        if True:  # gives back what is still out where the caller leaves
+        with ExitStack() as tickets:  # gives back what is still out where the caller leaves
             entries = [self._admit(job, call, tickets) for job in jobs]
             admitted = [entry for entry in entries if isinstance(entry, _Admitted)]
             fetched = await self._fetch([entry.job for entry in admitted], call)

@@ -61,6 +61,15 @@ def test_csv_columns_have_the_types_that_are_asked_for(tmp_path: Path) -> None:
     assert table.column("flag").flags().tolist() == [1, 0, 1]
 
 
+def test_in_csv_only_an_empty_field_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("id,region,price\n1,NA,1\nnull,NULL,\nN/A,,nan\n")
+    table = read_table(path, "items", text=["id", "region"])
+    assert table.column("id").strings().to_pylist() == ["1", "null", "N/A"]
+    assert table.column("region").strings().to_pylist() == ["NA", "NULL", None]
+    np.testing.assert_array_equal(table.column("price").numbers(), [1, np.nan, np.nan])
+
+
 def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="no such file"):
         read_table(tmp_path / "absent.csv", "items")

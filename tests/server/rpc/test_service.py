@@ -28,6 +28,7 @@ from grpc_status import rpc_status
 
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.registry import BundleRegistry
+from recserve.server.bundle.strings import key_of
 from recserve.server.config import Settings
 from recserve.server.pipeline.pipeline import Pipeline, open_engines, open_pipeline
 from recserve.server.rpc import ListenError, RecommenderService, RpcServer
@@ -405,6 +406,26 @@ def test_each_request_of_a_batch_is_admitted_by_itself(serve, shop):
     assert store.calls == [["user-00", "user-01"]]
 
 
+def test_an_answer_of_a_batch_gives_its_place_back_before_the_others_are_there(serve, shop):
+    gate = Gate(shop.pipeline)
+
+    class SecondWaits(Gate):
+        def run(self, work):
+            return (gate if work[0][0].user_id == "slow" else self.pipeline).run(work)
+
+    async def scenario(client):
+        call = client.stub.BatchRecommend(pb.BatchRecommendRequest(requests=[recommend(), recommend("slow")]))
+        await gate.entered()
+        await until(lambda: client.admitted == 1)
+        assert not call.done()
+        gate.open.set()
+        return await call
+
+    configured = settings(compute={"threads": 2, "max_batch": 1})
+    answers = serve(scenario, pipelines={"main": SecondWaits(shop.pipeline)}, configured=configured).answers
+    assert [each.WhichOneof("result") for each in answers] == ["response"] * 2
+
+
 # ----------------------------------------------------------------------------------------------- bad input
 
 
@@ -476,7 +497,7 @@ def test_bad_input_is_named(serve):
 
 def test_hundreds_of_problems_still_arrive_as_one_status(serve):
     """More details than fit into HTTP/2 trailers would reach the client as another error."""
-    request = recommend(fields=[f"field-{index}-" + "漢" * 70 for index in range(900)], request_id="r" * 4000)
+    request = recommend(fields=[f"field-{index}-" + "漢" * 70 for index in range(900)], request_id="r" * 30_000)
     error, details = serve(lambda client: failure(client.stub.Recommend(request)))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     violations = unpack(details, "BadRequest").field_violations
@@ -680,6 +701,23 @@ def test_shown_items_are_remembered_only_where_asked_for(serve):
     first, second, third, fourth = serve(scenario)
     assert first == second == third
     assert not set(third) & set(fourth)
+
+
+def test_closing_waits_for_what_is_being_recorded(serve, shop):
+    class Slow:
+        def __init__(self, store):
+            self.fetch, self.recorded = store.fetch, []
+
+        async def record_shown(self, user_id, item_keys, time_us):
+            await asyncio.sleep(0.1)
+            self.recorded.append((user_id, item_keys.tolist(), time_us))
+
+    store = Slow(shop.store())
+    response = serve(lambda client: client.stub.Recommend(recommend(count=3, record_shown=True)), store=store)
+    [(user_id, keys, time_us)] = store.recorded
+    assert user_id == "user-07"
+    assert keys == [key_of(item.item_id) for item in response.items]
+    assert abs(time_us / 1e6 - time.time()) < 60  # when it was shown, whatever time the request was about
 
 
 # ------------------------------------------------------------------------------------- the life of a server

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recserve.loadtest.cli import main
+from recserve.loadtest.kernels import clustered_vectors, measure_kernels
+from recserve.loadtest.results import Measurement, document, time_call
+
+
+def test_vectors_are_seeded_clustered_and_of_length_one() -> None:
+    items, users = clustered_vectors(500, 20, np.random.default_rng(1))
+    again, _ = clustered_vectors(500, 20, np.random.default_rng(1))
+    assert items.tobytes() == again.tobytes()
+    assert items.dtype == users.dtype == np.float32
+    assert np.allclose(np.linalg.norm(np.concatenate([items, users]), axis=1), 1, atol=1e-6)
+    nearest = np.sort(users @ items.T, axis=1)[:, -1]
+    assert np.median(nearest) > 3 / np.sqrt(128)  # far above what random directions would reach
+
+
+def test_a_row_gives_percentiles_of_its_runs() -> None:
+    row = Measurement(name="x", params={"n": 1}, milliseconds=[1.0, 2.0, 100.0], extra={"ratio_to": 3.0}).row()
+    assert row == {"name": "x", "params": {"n": 1}, "p50_ms": 2.0, "p99_ms": 98.04, "runs": 3, "ratio_to": 3.0}
+
+
+def test_time_call_counts_runs_but_not_the_warm_up() -> None:
+    calls: list[int] = []
+    times = time_call(lambda: calls.append(1), runs=4, warmup=2)
+    assert len(times) == 4
+    assert len(calls) == 6
+    assert all(each > 0 for each in times)
+
+
+def test_a_document_names_machine_commit_and_versions() -> None:
+    content = document("kernels", [])
+    assert set(content) == {"workload", "host", "commit", "versions", "results"}
+    host, versions = content["host"], content["versions"]
+    assert isinstance(host, dict)
+    assert host["cores"] >= 1
+    assert host["memory_gib"] > 0
+    assert isinstance(versions, dict)
+    assert versions["numpy"] == np.__version__
+
+
+def test_every_kernel_is_measured() -> None:
+    measured = list(measure_kernels(3000, 2))
+    assert {each.name for each in measured} == {
+        "recserve exact search",
+        "recserve re-scoring",
+        "recserve key lookup",
+        "recserve filter mask",
+        "recserve caps and MMR",
+    }
+    assert all(min(each.milliseconds) > 0 for each in measured)
+
+
+@pytest.fixture(name="config")
+def fixture_config(tmp_path: Path, tiny_bundle: Callable[..., Path], tiny_snapshot: Callable[..., Path]) -> Path:
+    config = tmp_path / "server.toml"
+    bundle, snapshot = tiny_bundle(), tiny_snapshot()
+    sources = '[{name = "als", weight = 0.7}, {name = "popular", weight = 0.3}]'
+    config.write_text(
+        f'[[bundles]]\npath = "{bundle}"\n[state]\nsnapshot = "{snapshot}"\n[placements.default]\nsources = {sources}\n',
+        "utf-8",
+    )
+    return config
+
+
+def test_a_server_is_started_measured_and_stopped(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench" / "served.json"
+    status = main(["serve", "--config", str(config), "--requests", "30", "--seconds", "0.5", "--out", str(out)])
+    assert status == 0
+    light, saturated = json.loads(out.read_text("utf-8"))["results"]
+    assert light["runs"] == 30
+    assert 0 < light["p50_ms"] <= light["p99_ms"]
+    assert saturated["requests_per_s"] > 0
+    assert saturated["cpu_ms_per_request"] > 0
+    assert str(out) in capsys.readouterr().out
+
+
+def test_a_configuration_without_users_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text('[[bundles]]\npath = "nowhere"\n', "utf-8")
+    assert main(["serve", "--config", str(config)]) == 1
+    assert "snapshot" in capsys.readouterr().err
+
+
+def test_kernels_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "kernels.json"
+    assert main(["kernels", "--items", "2000", "--runs", "1", "--out", str(out)]) == 0
+    assert json.loads(out.read_text("utf-8"))["workload"] == "kernels"
