@@ -172,13 +172,13 @@ def _check_calibration(field: str, calibration: manifest_pb2.Calibration) -> Non
     x, y = list(calibration.x), list(calibration.y)
     if not all(map(math.isfinite, [*x, *y])):
         raise mismatch("a calibration is not finite", field, "finite numbers", [*x, *y])
-    if calibration.kind == manifest_pb2.SIGMOID and len(x) != 2:
-        raise mismatch("a sigmoid has a slope and an intercept", f"{field}.x", "2 numbers", x)
+    if calibration.kind == manifest_pb2.SIGMOID and (len(x) != 2 or x[0] <= 0 or y):
+        raise mismatch("a sigmoid has a positive slope and an intercept", field, "2 numbers in x, none in y", [x, y])
     if calibration.kind == manifest_pb2.ISOTONIC:
         if not x or len(x) != len(y):
             raise mismatch("an isotonic map has a relevance at each knot", f"{field}.y", len(x), len(y))
-        if x != sorted(x) or y != sorted(y):
-            raise mismatch("an isotonic map ascends", field, "ascending knots", [x, y])
+        if x != sorted(set(x)) or y != sorted(y):
+            raise mismatch("an isotonic map ascends", field, "strictly ascending knots, ascending relevances", [x, y])
 
 
 def _check_feature_count(manifest: manifest_pb2.Manifest, schema: FeatureSchema) -> None:

@@ -87,6 +87,28 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
         server.process.wait(SECONDS)
 
 
+@pytest.fixture(scope="module")
+def address(tiny_originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server over the tiny bundle and snapshot, for tests that only ask."""
+    directory = tmp_path_factory.mktemp("server")
+    config = directory / "server.toml"
+    config.write_text(
+        f"""
+        [[bundles]]
+        path = "{tiny_originals / "bundle"}"
+        [state]
+        snapshot = "{tiny_originals / "snapshot"}"
+        [placements.default]
+        sources = [{{name = "als", weight = 0.7}}, {{name = "popular", weight = 0.2}}, {{name = "again", weight = 0.1}}]
+        """,
+        encoding="utf-8",
+    )
+    server = ServerProcess(directory, "--config", str(config))
+    yield server.wait_until_ready()
+    server.send(signal.SIGTERM)
+    server.wait()
+
+
 @pytest.fixture
 def recserve() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command of `recserve` to its end."""

@@ -320,7 +320,17 @@ CONTRADICTIONS: list[tuple[str, Edit, str]] = [
     (
         "sigmoid with one number",
         lambda m: m.forests.append(forest(calibration=calibration(manifest_pb2.SIGMOID, [1.0]))),
-        "forests[click].calibration.x",
+        "forests[click].calibration",
+    ),
+    (
+        "sigmoid that descends",
+        lambda m: m.forests.append(forest(calibration=calibration(manifest_pb2.SIGMOID, [-1.0, 0.0]))),
+        "forests[click].calibration",
+    ),
+    (
+        "isotonic with a knot twice",
+        lambda m: m.forests.append(forest(calibration=calibration(manifest_pb2.ISOTONIC, [1.0, 1.0], [0.2, 0.3]))),
+        "forests[click].calibration",
     ),
     (
         "isotonic that descends",
