@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels import rerank as rerank_kernel
-from recserve.kernels import vectors as vector_kernel
 from recserve.kernels.features import FeatureBatch, FeatureProgram, ItemArrays
 from recserve.server.bundle.columns import CategoryColumn
 from recserve.server.bundle.reader import Bundle, Space
@@ -30,6 +29,7 @@ from recserve.server.pipeline.ranker import Ranker, open_ranker
 from recserve.server.pipeline.reasons import Reasons, reasons_for
 from recserve.server.pipeline.scoring import combine, freshen, fuse_ranks
 from recserve.server.pipeline.search import Searcher, open_searcher
+from recserve.server.pipeline.similar import Similar
 from recserve.server.pipeline.sources import (
     POPULAR,
     AgainSource,
@@ -109,6 +109,7 @@ class Pipeline:
         self.engines = engines
         self._sources = _sources(bundle, engines.searchers)
         self.sources = tuple(self._sources)
+        self._similar = Similar(bundle.spaces, engines.searchers)
         self._items = item_arrays(bundle)
         events = bundle.schema.event_types
         self._purchase_code = events.index(PURCHASE_EVENT) if PURCHASE_EVENT in events else -1
@@ -194,7 +195,7 @@ class Pipeline:
                 rows = job.query.given_rows
                 job.candidates = Candidates.given(rows[job.request.passing(rows)])
             elif job.query.kind is QueryKind.SIMILAR:
-                self._find_similar(job)
+                job.candidates, job.scores = self._similar.find(job.query, job.request.mask)
 
     def _ask_sources(self, jobs: Sequence[_Job]) -> list[dict[str, Proposal]]:
         """Per job, what each source says that it asks: one call per source and number of candidates.
@@ -205,8 +206,8 @@ class Pipeline:
         proposals: list[dict[str, Proposal]] = [{} for _ in jobs]
         for name, source in self._sources.items():
             asking = [index for index, job in enumerate(jobs) if name in _asked(job.query)]
-            for k in {jobs[index].query.candidates for index in asking}:
-                group = [index for index in asking if jobs[index].query.candidates == k]
+            for k in {jobs[index].query.pool for index in asking}:
+                group = [index for index in asking if jobs[index].query.pool == k]
                 found = source.propose([jobs[index].request for index in group], k)
                 for index, proposal in zip(group, found, strict=True):
                     proposals[index][name] = proposal
@@ -216,47 +217,11 @@ class Pipeline:
         """The union by quotas; popular items stand in where the sources together know too few."""
         query, weights = job.query, _asked(job.query)
         names = list(weights)
-        merged = union(names, [proposals[name] for name in names], list(weights.values()), query.candidates)
+        merged = union(names, [proposals[name] for name in names], list(weights.values()), query.pool)
         if merged.rows.size < query.count and POPULAR not in weights:
             popular = self._sources[POPULAR].propose([job.request], query.count + merged.rows.size)[0]
             merged = extend(merged, POPULAR, popular, query.count)
         return merged
-
-    def _find_similar(self, job: _Job) -> None:
-        """Neighbours of the seeds by the blend of two spaces; an item's score is that to its nearest seed."""
-        query, request = job.query, job.request
-        blend = self._blend(query)
-        mask = request.mask.copy()
-        mask[query.given_rows] = 0
-        rows = np.empty(0, np.int64)
-        for name, _ in blend:
-            seeds = self.bundle.spaces[name].vectors[query.given_rows]
-            wanted = max(query.candidates, query.count)
-            found = self.engines.searchers[name].search(seeds, wanted, [mask] * len(seeds))
-            rows = np.union1d(rows, np.concatenate([each for each, _ in found]))
-        nearest = np.full(rows.size, -np.inf)
-        by_space = np.empty((rows.size, len(blend)), np.float32)
-        for seed in query.given_rows:
-            similarity = np.zeros(rows.size)
-            for column, (name, weight) in enumerate(blend):
-                vectors = self.bundle.spaces[name].vectors
-                scores = vector_kernel.dot_rows(vectors, vectors[seed], rows)
-                similarity += weight * scores
-                by_space[:, column] = scores if seed == query.given_rows[0] else np.maximum(by_space[:, column], scores)
-            nearest = np.maximum(nearest, similarity)
-        order = np.lexsort((rows, -nearest))[: max(query.candidates, query.count)]
-        ranks = np.stack([_ranks(by_space[order, column]) for column in range(len(blend))], axis=1)
-        job.candidates = Candidates(rows[order], tuple(name for name, _ in blend), by_space[order], ranks)
-        job.scores = nearest[order]
-
-    def _blend(self, query: Query) -> list[tuple[str, float]]:
-        """Spaces with their weights; a space of weight 0 is left out."""
-        behaviour = query.behaviour_space or self.spaces[0]
-        return [
-            (name, weight)
-            for name, weight in ((behaviour, query.alpha), (query.content_space, 1.0 - query.alpha))
-            if weight > 0
-        ]
 
     # ----------------------------------------------------------------------------------------------------- rank
 
@@ -437,10 +402,3 @@ def _set_vector(request: Request, space: Space) -> None:
     length = float(np.sqrt(np.sum(mean * mean)))
     if length > 0:
         request.subject.vectors[space.name] = (mean / length if space.normalized else mean).astype(np.float32)
-
-
-def _ranks(scores: NDArray[np.float32]) -> NDArray[np.int32]:
-    """1 for the highest score, ties in the order given."""
-    ranks = np.empty(scores.size, np.int32)
-    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, scores.size + 1)
-    return ranks

@@ -122,7 +122,7 @@ class Query:
     filter: ItemFilter = field(default_factory=ItemFilter)
     rerank: RerankOptions = field(default_factory=RerankOptions)
     candidates: int = 500
-    """How many to rank."""
+    """How many to find and rank, or `count` where that is more."""
     quotas: tuple[Quota, ...] = ()
     """RECOMMEND: the sources to ask, in order. Empty only for the other kinds."""
     alpha: float = 1.0
@@ -134,6 +134,11 @@ class Query:
     reasons: bool = False
     deadline: float | None = None
     """`time.monotonic()` seconds after which nobody waits for the answer."""
+
+    @property
+    def pool(self) -> int:
+        """How many candidates to find: never fewer than are to be answered."""
+        return max(self.candidates, self.count)
 
     def expired(self) -> bool:
         """Whether the deadline has passed."""

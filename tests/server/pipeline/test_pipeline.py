@@ -123,6 +123,15 @@ def test_exactly_as_many_as_pass_the_filter(
     assert len(set(found.rows.tolist())) == found.rows.size
 
 
+@pytest.mark.parametrize("kind", [QueryKind.RECOMMEND, QueryKind.SIMILAR])
+def test_a_pool_smaller_than_the_count_does_not_shorten_the_list(
+    pipeline: Pipeline, bundle: Bundle, kind: QueryKind
+) -> None:
+    seeds = np.array([1], np.int64) if kind is QueryKind.SIMILAR else np.empty(0, np.int64)
+    asked = query(bundle, kind=kind, given_rows=seeds, quotas=(Quota("popular", 1.0),), count=40, candidates=5)
+    assert answer(pipeline, asked, stranger(bundle)).rows.size == 40
+
+
 def test_again_orders_own_items_by_frequency(pipeline: Pipeline, bundle: Bundle) -> None:
     rows = np.array([4, 8, 15, 16], np.int64)
     history = History(
