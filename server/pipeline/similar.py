@@ -42,7 +42,8 @@ class Similar:
         allowed[query.given_rows] = 0
         rows = self._neighbours(list(blend), query, allowed)
         products = {name: self._products(name, query.given_rows, rows) for name in blend}
-        scores = sum(weight * products[name].astype(np.float64) for name, weight in blend.items()).max(axis=0)
+        blended = [weight * products[name].astype(np.float64) for name, weight in blend.items()]
+        scores = np.sum(blended, axis=0).max(axis=0)
         order = np.lexsort((rows, -scores))[: query.pool]
         nearest = np.stack([products[name].max(axis=0)[order] for name in blend], axis=1)
         ranks = np.stack([_ranks(column) for column in nearest.T], axis=1)

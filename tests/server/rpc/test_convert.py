@@ -320,7 +320,7 @@ def test_a_request_overrides_its_placement(convert):
     )
     query = job.query
     assert not job.record_shown
-    assert (query.count, query.candidates, query.quotas) == (60, 60, (Quota("again", 2.0),))
+    assert (query.count, query.pool, query.quotas) == (60, 60, (Quota("again", 2.0),))
     assert (query.rerank.caps, query.rerank.mmr_weight, query.rerank.objective_weights) == ((), None, (1.0, 0.0))
     wanted = query.filter
     assert (wanted.in_stock, wanted.region, wanted.exclude_purchased, wanted.exclude_shown) == (
