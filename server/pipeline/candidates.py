@@ -18,7 +18,7 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
         weights: >= 0 with a positive sum.
         total: places to divide.
     """
-    exact = np.asarray(weights, np.float64) * (total / sum(weights))
+    exact = np.asarray(weights, np.float64) / sum(weights) * total
     places = np.floor(exact).astype(np.int64)
     by_remainder = np.argsort(-(exact - places), kind="stable")
     places[by_remainder[: total - int(places.sum())]] += 1

@@ -38,7 +38,7 @@ def test_shares(weights: list[float], total: int, expected: list[int]) -> None:
 def test_shares_add_up_and_are_within_one_of_exact(weights: list[float], total: int) -> None:
     places = shares(weights, total)
     assert sum(places) == total
-    exact = [weight * total / sum(weights) for weight in weights]
+    exact = [weight / sum(weights) * total for weight in weights]
     assert all(abs(place - each) <= 1 + 1e-6 for place, each in zip(places, exact, strict=True))
 
 
