@@ -19,9 +19,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options, console)
     except (RecserveError, OSError) as error:
-        console.print(f"recserve-export: {error}", style="red", markup=False, highlight=False)
+        _print_error(console, str(error))
+        return 1
+    except ImportError as error:
+        _print_error(console, f"{error}; exporting needs pip install 'recserve[cpu,export]'")
         return 1
     return 0
+
+
+def _print_error(console: Console, message: str) -> None:
+    """Nothing is wrapped: a path or a name that is broken over two lines cannot be copied."""
+    console.print(f"recserve-export: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
     build = commands.add_parser("build", help="export a bundle, and its user snapshot, from a TOML file")
     build.add_argument("spec", type=Path, help="the export's specification")
-    build.add_argument("--out", type=Path, required=True, help="receives bundle/, and snapshot/ where the file has one")
+    build.add_argument("--out", type=Path, required=True, help="directory to make, for bundle/ and snapshot/")
     build.set_defaults(run=_build)
 
     inspect = commands.add_parser("inspect", help="what a bundle holds")
@@ -58,17 +66,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace, console: Console) -> None:
-    from recserve.exporters.catalogue import read_items  # noqa: PLC0415
-    from recserve.exporters.export import export_bundle  # noqa: PLC0415
-    from recserve.exporters.snapshot import export_snapshot  # noqa: PLC0415
+    from recserve.exporters.export import export_all  # noqa: PLC0415
     from recserve.exporters.specfile import read_spec  # noqa: PLC0415
 
-    spec, snapshot = read_spec(options.spec)
-    users = None
-    if snapshot is not None:
-        vocabularies = read_items(spec.catalogue, spec.features).vocabularies
-        users = export_snapshot(snapshot, spec.features, vocabularies, options.out / "snapshot")
-    Console().print(export_bundle(spec, options.out / "bundle", snapshot=users, console=console).table())
+    spec, users = read_spec(options.spec)
+    report = export_all(spec, users, options.out, console=console)
+    Console().print(report.table())
+    console.print(f"wrote {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _inspect(options: argparse.Namespace, _console: Console) -> None:
@@ -79,8 +83,14 @@ def _inspect(options: argparse.Namespace, _console: Console) -> None:
 
 def _verify(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import verify_bundle  # noqa: PLC0415
+    from recserve.server.bundle.errors import BundleUnsupportedError  # noqa: PLC0415
 
-    Console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
+    try:
+        Console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
+    except BundleUnsupportedError as error:
+        if options.allow_native_code:
+            raise
+        raise BundleUnsupportedError(f"{error}; for this command: --allow-native-code") from error
 
 
 def _diff(options: argparse.Namespace, _console: Console) -> None:

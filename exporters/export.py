@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from recserve.bundle.v1.manifest_pb2 import Features, IndexKind, Manifest, SourceArtifact
+from recserve.bundle.v1.manifest_pb2 import Features, IndexKind, Manifest, SourceArtifact, Space
 from recserve.exporters.catalogue import ItemTable, read_items, write_catalogue
-from recserve.exporters.errors import ExportError
+from recserve.exporters.consistency import check_spec, source_files
 from recserve.exporters.golden import golden_files, latest_event, make_golden, snapshot_users
 from recserve.exporters.oracle import load_boosters
 from recserve.exporters.ranker import compile_ranker
-from recserve.exporters.report import Check, ExportReport, render_html
+from recserve.exporters.report import REPORT_FILE, Check, ExportReport, render_html
+from recserve.exporters.snapshot import export_snapshot
 from recserve.exporters.spaces import export_space
-from recserve.exporters.spec import BundleSpec
+from recserve.exporters.spec import BundleSpec, SnapshotSpec, SpaceSpec
 from recserve.exporters.towers import TowerContext
-from recserve.exporters.writer import BundleWriter
+from recserve.exporters.writer import BundleWriter, staged_directory
 from recserve.kernels import ids
 from recserve.kernels.features import ColumnValues, recent_items
 from recserve.server.bundle import layout
 from recserve.server.bundle.errors import BundleMismatchError
 from recserve.server.bundle.files import file_sha256
-from recserve.server.bundle.reader import open_bundle
+from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
-from recserve.server.pipeline.golden import REQUESTS_FILE, STAGES_FILE
+from recserve.server.pipeline.golden_set import REQUESTS_FILE, STAGES_FILE
 from recserve.server.pipeline.host import this_host
 from recserve.server.pipeline.pipeline import open_pipeline
 from recserve.server.pipeline.towers import TowerUsers
-from recserve.server.pipeline.types import no_rows
+from recserve.server.pipeline.types import UserState, no_rows
 
 TRIAL_USERS = 512
 """Users whose vectors try the towers and tune the indexes, spread over the snapshot."""
@@ -57,20 +60,50 @@ def export_bundle(
 
     Raises:
         ExportError: an input cannot be used; nothing is left under `out`.
-        BundleError: the finished bundle does not answer as its models do; nothing is left under `out`.
+        BundleError: the snapshot is not one for this bundle, or the finished bundle does not answer as its models do;
+            nothing is left under `out`.
     """
     with BundleWriter(out) as writer, _progress(console) as progress:
         return _Export(spec, writer, progress, snapshot).run()
+
+
+def export_all(
+    spec: BundleSpec, users: SnapshotSpec | None, out: Path, *, console: Console | None = None
+) -> ExportReport:
+    """Write a bundle and its user snapshot into one directory, which appears when both are complete.
+
+    Args:
+        spec: of the bundle.
+        users: of the snapshot; None: the bundle goes without.
+        out: the directory, which must not exist; receives `bundle`, and `snapshot` where there are users.
+        console: where progress is shown; None: standard error.
+
+    Returns:
+        See `export_bundle`.
+
+    Raises:
+        ExportError, BundleError: see `export_bundle`.
+    """
+    with staged_directory(out) as directory:
+        check_spec(spec, has_snapshot=users is not None)
+        snapshot = None
+        if users is not None:
+            vocabularies = read_items(spec.catalogue, spec.features).vocabularies
+            snapshot = export_snapshot(users, spec.features, vocabularies, directory / "snapshot")
+        report = export_bundle(spec, directory / "bundle", snapshot=snapshot, console=console)
+    return replace(report, path=out / "bundle")
 
 
 class _Export:
     """The steps of one export, in order."""
 
     def __init__(self, spec: BundleSpec, writer: BundleWriter, progress: Progress, snapshot: Path | None) -> None:
+        check_spec(spec, has_snapshot=snapshot is not None)
         self._spec = spec
         self._writer = writer
         self._progress = progress
-        self._snapshot = open_snapshot(snapshot) if snapshot is not None else None
+        self._snapshot = None if snapshot is None else open_snapshot(snapshot)
+        self._time_us = spec.golden_time_us or self._latest_event() or time.time_ns() // 1000
         self._report = ExportReport(path=writer.target)
 
     def run(self) -> ExportReport:
@@ -78,9 +111,9 @@ class _Export:
         manifest = self._begin()
         with self._step("items"):
             items = read_items(self._spec.catalogue, self._spec.features)
-            self._write_items(manifest, items)
             self._write_features(manifest, items)
-        with self._step("spaces"):
+            self._write_items(manifest, items)
+        with self._step("vector spaces"):
             self._write_spaces(manifest, items)
         with self._step("rankers"):
             self._write_rankers(manifest)
@@ -95,157 +128,157 @@ class _Export:
         manifest = Manifest(
             name=spec.name,
             version=spec.version,
+            created_by=f"recserve {importlib.metadata.version('recserve')}",
             exporter_host=this_host(),
-            made_from=[_artifact(role, source) for role, source in _sources(spec)],
+            made_from=[_artifact(role, source) for role, source in source_files(spec)],
         )
+        if self._snapshot is not None:
+            manifest.made_from.append(_artifact("user snapshot", self._snapshot.path / layout.SNAPSHOT_MANIFEST))
         manifest.created.GetCurrentTime()
         manifest.created.nanos = 0
         manifest.offline_metrics.update(dict(spec.offline_metrics))
         self._report.manifest = manifest
         return manifest
 
+    def _write_features(self, manifest: Manifest, items: ItemTable) -> None:
+        schema, vocabularies = self._spec.features, {name: list(v) for name, v in items.vocabularies.items()}
+        user_hash = schema.user_hash(vocabularies)
+        if self._snapshot is not None and self._snapshot.user_hash != user_hash:
+            raise BundleMismatchError(
+                "the user snapshot was made for other feature definitions or vocabularies: export it again for these",
+                field="user_hash",
+                expected=user_hash,
+                found=self._snapshot.user_hash,
+            )
+        self._writer.text(layout.FEATURES, schema.to_json())
+        manifest.features.CopyFrom(
+            Features(count=len(schema.features), schema_hash=schema.schema_hash(vocabularies), user_hash=user_hash)
+        )
+
     def _write_items(self, manifest: Manifest, items: ItemTable) -> None:
         entry = write_catalogue(self._writer, self._spec.catalogue, self._spec.features, items)
         manifest.catalogue.CopyFrom(entry)
         self._check("items", "ids, keys, types and vocabularies of the table", f"{entry.items:,} items")
 
-    def _write_features(self, manifest: Manifest, items: ItemTable) -> None:
-        schema, vocabularies = self._spec.features, {name: list(v) for name, v in items.vocabularies.items()}
-        self._writer.text(layout.FEATURES, schema.to_json())
-        manifest.features.CopyFrom(
-            Features(
-                count=len(schema.features),
-                schema_hash=schema.schema_hash(vocabularies),
-                user_hash=schema.user_hash(vocabularies),
-            )
-        )
-        if self._snapshot is not None and self._snapshot.user_hash != manifest.features.user_hash:
-            raise BundleMismatchError(
-                "the user snapshot was made for other feature definitions or vocabularies: export it again for these",
-                field="user_hash",
-                expected=manifest.features.user_hash,
-                found=self._snapshot.user_hash,
-            )
-
     def _write_spaces(self, manifest: Manifest, items: ItemTable) -> None:
-        spec = self._spec
-        users = _trial_users(self._snapshot, items, spec.golden_time_us) if self._snapshot is not None else None
-        context = TowerContext.of(spec.features, spec.catalogue, items, users)
-        for each in spec.spaces:
-            space = export_space(self._writer, each, context, self._progress)
+        users = None if self._snapshot is None else self._trial_users(self._snapshot)
+        context = TowerContext.of(self._spec.features, self._spec.catalogue, items, users)
+        for spec in self._spec.spaces:
+            space = export_space(self._writer, spec, context, self._progress)
             manifest.spaces.append(space)
-            for tower, kind, source in (
-                (space.user_tower, "user", each.user_tower),
-                (space.item_tower, "item", each.item_tower),
-            ):
-                if source is not None:
-                    against = "the ONNX file" if isinstance(source.model, Path) else "the PyTorch module"
-                    difference = f"largest difference {tower.max_abs_difference:.1e}"
-                    self._check(f"{kind} tower of {each.name}", f"{against}, random and golden inputs", difference)
-            if space.index.kind != IndexKind.EXACT:
-                recall = f"recall@{space.index.recall_k} {space.index.recall:.4f}"
-                self._check(f"index of {each.name}", "exact search for held-out users", recall)
+            self._check_space(spec, space)
+
+    def _check_space(self, spec: SpaceSpec, space: Space) -> None:
+        for kind, tower, source in (
+            ("user tower", space.user_tower, spec.user_tower),
+            ("item tower", space.item_tower, spec.item_tower),
+        ):
+            if source is not None and isinstance(source.model, Path):
+                self._check(
+                    f"{kind} of {spec.name}", "awkward and real rows, each alone and in batches", "same vectors"
+                )
+            elif source is not None:
+                difference = f"largest difference {tower.max_abs_difference:.1e}"
+                self._check(f"{kind} of {spec.name}", "the PyTorch module, on awkward and real rows", difference)
+        if spec.item_tower is None or (spec.user_tower is None and spec.user_vectors is not None):
+            length = "finite, of length 1" if space.normalized else "finite"
+            self._check(f"given vectors of {spec.name}", f"shape and values: {length}", f"{space.dim} dimensions")
+        if space.index.kind != IndexKind.EXACT:
+            recall = f"recall@{space.index.recall_k} {space.index.recall:.4f}"
+            self._check(f"index of {space.name}", "exact search on held-out queries", recall)
 
     def _write_rankers(self, manifest: Manifest) -> None:
-        names = [feature.name for feature in self._spec.features.features]
+        names = self._spec.features.names
         for each in self._spec.rankers:
-            task = self._progress.add_task(f"ranker {each.objective!r}: compile", total=None)
+            task = self._progress.add_task(f"  compile ranker {each.objective}", total=None)
 
-            def advance(done: int, total: int, task: int = task) -> None:
-                self._progress.update(task, completed=done, total=total)  # type: ignore[arg-type]  # TaskID is an int
+            def advance(done: int, total: int, task: TaskID = task) -> None:
+                self._progress.update(task, completed=done, total=total)
 
-            ranker = compile_ranker(each, names, self._writer.path("ranker/x").parent, on_progress=advance)
+            ranker = compile_ranker(each, names, self._writer.root / "ranker", on_progress=advance)
+            self._progress.remove_task(task)
             manifest.forests.append(ranker.forest)
             what = f"LightGBM's margins on {ranker.rows_verified:,} rows"
             self._check(f"ranker {each.objective}", what, "equal bit for bit")
 
     def _write_golden(self, manifest: Manifest) -> None:
-        spec = self._spec
         self._writer.seal(manifest)
         bundle = open_bundle(self._writer.root, verify=False)
-        users = []
-        if self._snapshot is not None:
-            users = snapshot_users(self._snapshot, spec.golden_user_ids, spec.golden_requests)
-        time_us = spec.golden_time_us or (latest_event(self._snapshot) if self._snapshot is not None else 0)
-        golden = make_golden(bundle, users, requests=spec.golden_requests, time_us=time_us or _now_us())
+        users = self._golden_users(bundle)
+        golden = make_golden(bundle, users, requests=self._spec.golden_requests, time_us=self._time_us)
         requests, stages, entry = golden_files(golden)
         self._writer.text(REQUESTS_FILE, requests)
         self._writer.path(STAGES_FILE).write_bytes(stages)
         manifest.golden.CopyFrom(entry)
 
+    def _golden_users(self, bundle: Bundle) -> list[tuple[str, UserState]]:
+        if self._snapshot is None:
+            return []
+        self._snapshot.check_fits(bundle)
+        return snapshot_users(self._snapshot, self._spec.golden_user_ids, self._spec.golden_requests)
+
     def _finish(self, manifest: Manifest) -> None:
         def check(root: Path) -> None:
             open_pipeline(open_bundle(root), allow_native_code=True)
 
-        self._check(
-            "bundle",
-            "the golden requests, stage by stage, over the source models",
-            f"{manifest.golden.requests} requests answered",
-        )
-        self._writer.seal(manifest)
-        self._writer.text("report.html", render_html(self._report, load_boosters(self._writer.root, manifest.forests)))
+        against = "the source models, stage by stage, by a pipeline over reference code"
+        self._check("whole bundle", against, f"{manifest.golden.requests} golden requests answered")
+        boosters = load_boosters(self._writer.root, manifest.forests)
+        self._writer.text(REPORT_FILE, render_html(self._report, self._writer.root, boosters))
         self._writer.commit(manifest, check)
+
+    def _trial_users(self, snapshot: Snapshot) -> TowerUsers:
+        """Some of a snapshot's users as towers read them."""
+        chosen = np.unique(np.linspace(0, snapshot.size - 1, min(TRIAL_USERS, snapshot.size)).astype(np.int64))
+        keys, slots = (np.load(self._writer.path(_ids_file(part)), mmap_mode="r") for part in ("keys", "slots"))
+        recent = [_recent(snapshot, int(row), keys, slots) for row in chosen]
+        return TowerUsers(
+            user=ColumnValues.concat([snapshot.columns.row(int(row)) for row in chosen]),
+            recent_offsets=np.cumsum([0, *(rows.size for rows in recent)], dtype=np.int64),
+            recent_rows=np.concatenate(recent),
+            time_us=np.full(chosen.size, self._time_us, np.int64),
+        )
+
+    def _latest_event(self) -> int:
+        return 0 if self._snapshot is None else latest_event(self._snapshot)
 
     def _check(self, part: str, against: str, result: str) -> None:
         self._report.checks.append(Check(part, against, result))
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        task = self._progress.add_task(name, total=1)
+        """Times a step, shows it while it runs, and prints a line when it is done."""
+        task = self._progress.add_task(name, total=None)
         start = time.perf_counter()
         yield
-        self._progress.update(task, completed=1)
-        self._report.seconds[name] = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._progress.remove_task(task)
+        self._progress.console.print(f"{name:<34} {seconds:6.1f} s", highlight=False)
+        self._report.seconds[name] = seconds
 
 
 def _progress(console: Console | None) -> Progress:
+    """Bars while steps run; nothing of them stays."""
     return Progress(
+        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console or Console(stderr=True),
+        transient=True,
     )
 
 
-def _trial_users(snapshot: Snapshot, items: ItemTable, time_us: int) -> TowerUsers:
-    """Some of a snapshot's users as towers read them, before there is a catalogue to ask for rows."""
-    chosen = np.unique(np.linspace(0, snapshot.size - 1, min(TRIAL_USERS, snapshot.size)).astype(np.int64))
-    recent = [_recent(snapshot, int(row), items) for row in chosen]
-    return TowerUsers(
-        user=ColumnValues.concat([snapshot.columns.row(int(row)) for row in chosen]),
-        recent_offsets=np.cumsum([0, *(rows.size for rows in recent)], dtype=np.int64),
-        recent_rows=np.concatenate(recent),
-        time_us=np.full(chosen.size, time_us or latest_event(snapshot), np.int64),
-    )
+def _ids_file(part: str) -> str:
+    return layout.string_table_file(layout.ITEM_IDS, part)
 
 
-def _recent(snapshot: Snapshot, row: int, items: ItemTable) -> NDArray[np.int64]:
-    return recent_items(no_rows(), ids.lookup(items.ids.keys, items.ids.slots, snapshot.state(row).keys))
-
-
-def _sources(spec: BundleSpec) -> Iterator[tuple[str, object]]:
-    """What the bundle is made from, by part."""
-    yield "items", spec.catalogue.items
-    for space in spec.spaces:
-        parts = {
-            "item tower": space.item_tower and space.item_tower.model,
-            "user tower": space.user_tower and space.user_tower.model,
-            "item vectors": space.item_vectors,
-            "user vectors": space.user_vectors,
-        }
-        yield from ((f"{part} of {space.name}", source) for part, source in parts.items() if source is not None)
-    for ranker in spec.rankers:
-        yield f"ranker {ranker.objective}", ranker.model
+def _recent(snapshot: Snapshot, row: int, keys: NDArray[np.uint64], slots: NDArray[np.uint32]) -> NDArray[np.int64]:
+    return recent_items(no_rows(), ids.lookup(keys, slots, np.ascontiguousarray(snapshot.state(row).keys)))
 
 
 def _artifact(role: str, source: object) -> SourceArtifact:
     if not isinstance(source, Path):
         return SourceArtifact(role=role)
-    if not source.is_file():
-        raise ExportError(f"{role}: there is no file {source}")
     return SourceArtifact(role=role, path=source.name, sha256=file_sha256(source))
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.bundle.v1.manifest_pb2 import Golden
+from recserve.exporters.errors import ExportError
 from recserve.exporters.oracle import ExactSearcher, oracle_engines
 from recserve.kernels.features import ColumnValues
 from recserve.server.bundle.catalogue import Catalogue
@@ -19,18 +21,23 @@ from recserve.server.bundle.columns import CategoryColumn, NumberColumn, TimeCol
 from recserve.server.bundle.reader import Bundle
 from recserve.server.bundle.snapshot import Snapshot
 from recserve.server.pipeline.assemble import Candidates, Subject, assemble, tower_users
-from recserve.server.pipeline.golden import GoldenRequest, GoldenSet, item_arrays, mean_recall
+from recserve.server.pipeline.golden import item_arrays, mean_recall
+from recserve.server.pipeline.golden_set import GoldenRequest, GoldenSet
 from recserve.server.pipeline.pipeline import Engines, Pipeline
 from recserve.server.pipeline.scoring import combine, freshen, fuse_ranks
 from recserve.server.pipeline.search import open_searcher
 from recserve.server.pipeline.types import History, Query, Result, UserState
 
-CANDIDATES = 50
+CANDIDATES: Final = 50
 """Per request: enough to rank, few enough that a load replays them in milliseconds."""
-RETRIEVAL_K = 100
-NEAR_TIES = 16
+RETRIEVAL_K: Final = 100
+CAP: Final = 2
+"""Items per category, where a request caps them: few enough to bind."""
+STRANGER: Final = "golden-stranger"
+"""Id of the user whom nobody knows."""
+NEAR_TIES: Final = 16
 """Exact rows stored beyond the k-th: another CPU may swap the k-th with one of these."""
-RECALL_SLACK = 0.02
+RECALL_SLACK: Final = 0.02
 """An index may find a little less on a CPU whose floating-point sums come in another order."""
 
 
@@ -39,7 +46,7 @@ def make_golden(bundle: Bundle, users: Sequence[tuple[str, UserState]], *, reque
 
     Args:
         bundle: complete but for its golden requests.
-        users: ids with states; taken in turn. A user whom nobody knows is added at the end.
+        users: ids with states; taken in turn. The last request is of a user whom nobody knows; without users, all are.
         requests: how many to make, >= 1.
         time_us: time of the requests, microseconds UTC.
     """
@@ -49,14 +56,17 @@ def make_golden(bundle: Bundle, users: Sequence[tuple[str, UserState]], *, reque
     golden = GoldenSet(
         [_request(index, user, bundle, oracle, time_us) for index, (user, _) in enumerate(chosen)],
         [state for _, state in chosen],
+        [_context(index, bundle, time_us) for index in range(requests)],
     )
-    arrays: dict[str, NDArray[np.generic]] = {}
-    work = [(each.query(bundle), state) for each, state in zip(golden.requests, golden.states, strict=True)]
-    arrays |= _embed(golden, bundle, engines)
-    arrays |= _retrieve(oracle, work)
-    arrays |= _rank(oracle, engines, oracle.retrieve(work), work)
-    arrays |= _lists(oracle, work)
-    return GoldenSet(golden.requests, golden.states, arrays)
+    work = list(zip(golden.queries(bundle), golden.states, strict=True))
+    retrieved = oracle.retrieve(work)
+    arrays = {
+        **_embed(golden, bundle, engines),
+        **_retrieve(bundle, [who for who, _ in retrieved]),
+        **_rank(oracle, retrieved, [query for query, _ in work]),
+        **_lists(oracle, work),
+    }
+    return GoldenSet(golden.requests, golden.states, golden.contexts, arrays)
 
 
 def golden_files(golden: GoldenSet) -> tuple[str, bytes, Golden]:
@@ -71,18 +81,20 @@ def snapshot_users(snapshot: Snapshot, user_ids: Sequence[str], count: int) -> l
     """States of the named users, or of the snapshot's first `count`.
 
     Raises:
-        ValueError: a named user is not in the snapshot.
+        ExportError: a named user is not in the snapshot.
     """
-    rows = [snapshot.row_of(user) for user in user_ids] or list(range(min(count, snapshot.size)))
-    if -1 in rows:
-        raise ValueError(f"golden user {user_ids[rows.index(-1)]!r} is not in the snapshot; name users that are")
-    names = snapshot.user_ids(np.array(rows, np.int64))
-    found = []
-    for name, row in zip(names, rows, strict=True):
-        user = snapshot.state(row)
-        history = History(user.keys, user.events, user.counts, user.last_us)
-        found.append((name, UserState(known=True, columns=user.columns, history=history)))
-    return found
+    rows = snapshot.rows_of(user_ids) if user_ids else np.arange(min(count, snapshot.size))
+    if (rows < 0).any():
+        unknown = [user for user, row in zip(user_ids, rows, strict=True) if row < 0]
+        shown = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+        raise ExportError(f"golden_user_ids: {len(unknown)} users are not in the snapshot: {shown}")
+    return [(name, _state(snapshot, int(row))) for name, row in zip(snapshot.user_ids(rows), rows, strict=True)]
+
+
+def _state(snapshot: Snapshot, row: int) -> UserState:
+    user = snapshot.state(row)
+    history = History(user.keys, user.events, user.counts, user.last_us)
+    return UserState(known=True, columns=user.columns, history=history)
 
 
 def latest_event(snapshot: Snapshot) -> int:
@@ -94,15 +106,32 @@ def latest_event(snapshot: Snapshot) -> int:
 def _with_stranger(
     bundle: Bundle, users: Sequence[tuple[str, UserState]], requests: int
 ) -> list[tuple[str, UserState]]:
-    known = [users[index % len(users)] for index in range(requests - 1)] if users else []
+    """As many users as requests, in turn, the last of them one whom nobody knows."""
     nobody = UserState(known=False, columns=ColumnValues.missing(bundle.schema.user_layout, 1))
-    return [*known, ("golden-stranger", nobody)]
+    known = users or [(STRANGER, nobody)]
+    return [*(known[index % len(known)] for index in range(requests - 1)), (STRANGER, nobody)]
+
+
+def _context(index: int, bundle: Bundle, time_us: int) -> ColumnValues:
+    """A situation: every column has a value in most requests, and none in every fourth."""
+    layout, random = bundle.schema.context_layout, np.random.default_rng(index)
+    if index % 4 == 3:
+        return ColumnValues.missing(layout, 1)
+    lists = [random.permutation(bundle.cardinalities[column.vocabulary])[:3] for column in layout.lists]
+    codes = [random.integers(bundle.cardinalities[column.vocabulary]) for column in layout.codes]
+    return ColumnValues(
+        numbers=np.round(random.gamma(2.0, 20.0, (1, len(layout.numbers))), 2),
+        codes=np.array([codes], np.int32).reshape(1, len(codes)),
+        times=time_us - random.integers(0, 30 * 86_400_000_000, (1, len(layout.times))),
+        list_codes=np.concatenate([np.empty(0, np.int32), *lists]).astype(np.int32),
+        list_offsets=np.cumsum([0, *(each.size for each in lists)], dtype=np.int64),
+    )
 
 
 def _request(index: int, user_id: str, bundle: Bundle, oracle: Pipeline, time_us: int) -> GoldenRequest:
     """A mix that uses every stage: sessions, price bounds, caps, diversity and freshness come and go with the index."""
     catalogue = bundle.catalogue
-    with_session = index % 3 == 2 or user_id == "golden-stranger"
+    with_session = index % 3 == 2 or user_id == STRANGER
     return GoldenRequest(
         user_id=user_id,
         time_us=time_us,
@@ -112,7 +141,7 @@ def _request(index: int, user_id: str, bundle: Bundle, oracle: Pipeline, time_us
         session_item_ids=tuple(catalogue.ids_of_rows(_session(index, catalogue))) if with_session else (),
         price_max=_median_price(catalogue) if index % 4 == 3 else None,
         cap_attribute=_cap_attribute(bundle) if index % 2 == 1 else "",
-        cap_max=3,
+        cap_max=CAP,
         mmr_weight=0.7 if index % 3 != 0 else None,
         freshness_boost=0.2 if index % 2 == 0 and isinstance(catalogue.role("launch_time"), TimeColumn) else 0.0,
     )
@@ -125,7 +154,8 @@ def _session(index: int, catalogue: Catalogue) -> NDArray[np.int64]:
 
 def _median_price(catalogue: Catalogue) -> float | None:
     column = catalogue.role("price")
-    return float(np.nanmedian(column.values)) if isinstance(column, NumberColumn) else None
+    prices = column.values[~np.isnan(column.values)] if isinstance(column, NumberColumn) else np.empty(0)
+    return float(np.median(prices)) if prices.size else None
 
 
 def _cap_attribute(bundle: Bundle) -> str:
@@ -138,14 +168,13 @@ def _embed(golden: GoldenSet, bundle: Bundle, engines: Engines) -> dict[str, NDA
     return {f"embed.{name}": tower.embed(**tower_users(subjects)) for name, tower in engines.towers.items()}
 
 
-def _retrieve(oracle: Pipeline, work: Sequence[tuple[Query, UserState]]) -> dict[str, NDArray[np.generic]]:
+def _retrieve(bundle: Bundle, subjects: Sequence[Subject]) -> dict[str, NDArray[np.generic]]:
     """Exact neighbours of the users' vectors, or of items where a space knows no user."""
     arrays: dict[str, NDArray[np.generic]] = {}
-    subjects = [who for who, _ in oracle.retrieve(work)]
-    for name, space in oracle.bundle.spaces.items():
+    for name, space in bundle.spaces.items():
         vectors = [who.vectors[name] for who in subjects if name in who.vectors]
-        queries = np.stack(vectors) if vectors else np.array(space.vectors[: len(work)])
-        k = min(RETRIEVAL_K, oracle.bundle.catalogue.size)
+        queries = np.stack(vectors) if vectors else np.array(space.vectors[: len(subjects)])
+        k = min(RETRIEVAL_K, bundle.catalogue.size)
         nothing = [None] * len(queries)
         exact = ExactSearcher(space).search(queries, RETRIEVAL_K + NEAR_TIES, nothing)
         mine = open_searcher(space, "cpu").search(queries, k, nothing)
@@ -161,13 +190,10 @@ def _retrieve(oracle: Pipeline, work: Sequence[tuple[Query, UserState]]) -> dict
 
 
 def _rank(
-    oracle: Pipeline,
-    engines: Engines,
-    retrieved: Sequence[tuple[Subject, Candidates]],
-    work: Sequence[tuple[Query, UserState]],
+    oracle: Pipeline, retrieved: Sequence[tuple[Subject, Candidates]], queries: Sequence[Query]
 ) -> dict[str, NDArray[np.generic]]:
     """Inputs and expectations of features, rank and rerank for the requests' own candidates."""
-    bundle, candidates = oracle.bundle, [each for _, each in retrieved]
+    bundle, engines, candidates = oracle.bundle, oracle.engines, [each for _, each in retrieved]
     arrays = dict(_candidate_arrays(oracle, retrieved))
     if engines.ranker is None:
         scores = np.concatenate([fuse_ranks(each.ranks) for each in candidates])
@@ -179,7 +205,7 @@ def _rank(
         relevance = engines.ranker.relevance(margins)
         arrays |= {"features.matrix": matrix, "rank.margins": margins, "rank.relevance": relevance}
         scores = combine(relevance, engines.ranker.weights)
-    return arrays | _rerank(oracle, candidates, scores, [query for query, _ in work])
+    return arrays | _rerank(oracle, candidates, scores, queries)
 
 
 def _candidate_arrays(

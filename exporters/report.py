@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import lightgbm
 import numpy as np
@@ -18,8 +19,11 @@ from rich.table import Table
 
 from recserve.bundle.v1.manifest_pb2 import CalibrationKind, ColumnType, Forest, IndexKind, Manifest, Space
 from recserve.kernels.reference import rerank as reference_rerank
+from recserve.server.bundle import layout
+from recserve.server.bundle.files import walk_files
 
-TOP_FEATURES = 15
+REPORT_FILE: Final = "report.html"
+TOP_FEATURES: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +65,23 @@ class ExportReport:
         return table
 
 
-def render_html(report: ExportReport, boosters: Mapping[str, lightgbm.Booster]) -> str:
+def render_html(report: ExportReport, root: Path, boosters: Mapping[str, lightgbm.Booster]) -> str:
     """The report as one self-contained page.
 
     Args:
-        report: of a finished export; `report.html` itself is not among its files yet.
+        report: of an export that lacks no more than this page.
+        root: where its files are.
         boosters: the rankers' source models by objective, for feature importance.
     """
     manifest = report.manifest
-    sizes = sorted((name, file.bytes) for name, file in manifest.files.items())
+    sizes = [(name, status.st_size) for name, status in walk_files(root) if name != layout.MANIFEST]
     environment = Environment(
         loader=PackageLoader("recserve.exporters"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html").render(
         manifest=manifest,
         created=manifest.created.ToDatetime().strftime("%Y-%m-%d %H:%M UTC"),
-        cards=_cards(manifest),
+        cards=_cards(manifest, sum(size for _, size in sizes)),
         checks=report.checks,
         metrics=list(_metrics(MessageToDict(manifest.offline_metrics))),
         spaces=[_space(space) for space in manifest.spaces],
@@ -88,7 +93,7 @@ def render_html(report: ExportReport, boosters: Mapping[str, lightgbm.Booster]) 
     )
 
 
-def _cards(manifest: Manifest) -> list[tuple[str, str]]:
+def _cards(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     trees = sum(forest.trees for forest in manifest.forests)
     return [
         (f"{manifest.catalogue.items:,}", "items"),
@@ -96,7 +101,7 @@ def _cards(manifest: Manifest) -> list[tuple[str, str]]:
         (f"{manifest.features.count}", "ranker features"),
         (f"{trees:,}", "trees"),
         (f"{manifest.golden.requests}", "golden requests"),
-        (decimal(sum(file.bytes for file in manifest.files.values())), "in all"),
+        (decimal(size), "in all"),
     ]
 
 

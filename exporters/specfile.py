@@ -5,15 +5,28 @@ Paths are relative to the file. `docs/exporting.md` shows a whole one.
 
 from __future__ import annotations
 
+import datetime
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
+from recserve.exporters.consistency import MAX_GOLDEN_REQUESTS
 from recserve.exporters.errors import ExportError
 from recserve.exporters.spec import (
     BundleSpec,
@@ -30,21 +43,53 @@ from recserve.exporters.spec import (
     TowerSpec,
 )
 from recserve.kernels.features import FeatureSchema, FeatureSchemaError
+from recserve.kernels.features.operations import suggest
+
+# ---------------------------------------------------------------------------------------------------- files as values
 
 
-def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
-    found = path if info.context is None else Path(info.context) / path
-    if not found.is_file():
-        raise ValueError(f"there is no file {found}")
+def _find(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str):
+        raise ValueError(f"expected the path of a file, found {value!r}")  # noqa: TRY004  pydantic collects ValueErrors
+    path = Path(info.context or "") / value
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return path
+
+
+def _read_schema(value: object, info: ValidationInfo) -> FeatureSchema:
+    return FeatureSchema.from_json(_find(value, info).read_text("utf-8"))
+
+
+def _read_array(value: object, info: ValidationInfo) -> NDArray[np.generic]:
+    path = _find(value, info)
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a NumPy array: {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{path} is an archive, not a single NumPy array (.npy)")  # noqa: TRY004  see _find
     return found
 
 
-InputPath = Annotated[Path, AfterValidator(_beside_the_file)]
+def _read_lines(value: object, info: ValidationInfo) -> list[str]:
+    """An id may hold any character but the line's end."""
+    text = _find(value, info).read_text("utf-8")
+    return text.removesuffix("\n").split("\n")
+
+
+InputPath = Annotated[Path, BeforeValidator(_find)]
 """An existing file, relative to the specification."""
+InputSchema = Annotated[FeatureSchema, BeforeValidator(_read_schema)]
+InputArray = Annotated[np.ndarray[Any, np.dtype[Any]], BeforeValidator(_read_array)]
+InputLines = Annotated[list[str], BeforeValidator(_read_lines)]
+
+
+# ----------------------------------------------------------------------------------------------------- the file's form
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 class _Catalogue(_Part):
@@ -81,7 +126,7 @@ class _Space(_Part):
     user_tower: _Tower | None = None
     item_vectors: InputPath | None = None
     user_vectors: InputPath | None = None
-    user_ids: InputPath | None = None
+    user_ids: InputLines | None = None
     index: IndexSpec = IndexSpec()
 
     def spec(self) -> SpaceSpec:
@@ -93,7 +138,7 @@ class _Space(_Part):
             user_tower=self.user_tower.spec() if self.user_tower else None,
             item_vectors=self.item_vectors,
             user_vectors=self.user_vectors,
-            user_ids=self.user_ids.read_text("utf-8").splitlines() if self.user_ids else None,
+            user_ids=self.user_ids,
             index=self.index,
         )
 
@@ -103,13 +148,19 @@ class _Ranker(_Part):
     model: InputPath
     weight: float = 1.0
     calibration: Literal["model", "platt", "isotonic"] = "model"
-    calibration_features: InputPath | None = None
-    calibration_labels: InputPath | None = None
+    calibration_features: InputArray | None = None
+    calibration_labels: InputArray | None = None
+
+    @model_validator(mode="after")
+    def _has_both_or_none(self) -> Self:
+        if (self.calibration_features is None) != (self.calibration_labels is None):
+            raise ValueError("calibration_features and calibration_labels belong together")
+        return self
 
     def spec(self) -> RankerSpec:
         data = None
         if self.calibration_features is not None and self.calibration_labels is not None:
-            features, labels = _array(self.calibration_features), _array(self.calibration_labels)
+            features, labels = np.array(self.calibration_features), np.array(self.calibration_labels)
             data = CalibrationData(features=features.astype(np.float32), labels=labels.astype(np.float64))
         return RankerSpec(
             objective=self.objective,
@@ -143,15 +194,36 @@ class _Snapshot(_Part):
 class _File(_Part):
     name: str
     version: str
-    features: InputPath
+    features: InputSchema
     catalogue: _Catalogue
     spaces: list[_Space]
     rankers: list[_Ranker] = Field(default_factory=list)
     snapshot: _Snapshot | None = None
     golden_user_ids: list[str] = Field(default_factory=list)
-    golden_requests: int = Field(default=16, ge=1, le=1000)
-    golden_time_us: int = Field(default=0, ge=0)
+    golden_requests: int = Field(default=16, ge=1, le=MAX_GOLDEN_REQUESTS)
+    golden_time: AwareDatetime | None = None
     offline_metrics: dict[str, float] = Field(default_factory=dict)
+
+    def spec(self) -> BundleSpec:
+        return BundleSpec(
+            name=self.name,
+            version=self.version,
+            catalogue=self.catalogue.spec(),
+            features=self.features,
+            spaces=[space.spec() for space in self.spaces],
+            rankers=[ranker.spec() for ranker in self.rankers],
+            golden_user_ids=self.golden_user_ids,
+            golden_requests=self.golden_requests,
+            golden_time_us=_microseconds(self.golden_time) if self.golden_time else 0,
+            offline_metrics=self.offline_metrics,
+        )
+
+
+def _microseconds(time: datetime.datetime) -> int:
+    return (time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_spec(path: Path) -> tuple[BundleSpec, SnapshotSpec | None]:
@@ -164,7 +236,7 @@ def read_spec(path: Path) -> tuple[BundleSpec, SnapshotSpec | None]:
         The bundle, and the user snapshot where the file has one.
 
     Raises:
-        ExportError: the file cannot be read, or naming everything that is wrong in it at once.
+        ExportError: the file cannot be read, or naming everything that is wrong in it and in its features.json at once.
     """
     try:
         content = tomllib.loads(path.read_text("utf-8"))
@@ -173,36 +245,53 @@ def read_spec(path: Path) -> tuple[BundleSpec, SnapshotSpec | None]:
     try:
         parsed = _File.model_validate(content, context=path.parent)
     except ValidationError as error:
-        raise ExportError(f"{path} is not a valid export:\n  " + "\n  ".join(_problems(error))) from error
-    return _bundle(parsed), parsed.snapshot.spec() if parsed.snapshot else None
+        problems = [problem for each in error.errors() for problem in _problems(each)]
+        raise ExportError("\n  ".join([f"{path} is not a valid export:", *problems])) from error
+    return parsed.spec(), parsed.snapshot.spec() if parsed.snapshot else None
 
 
-def _bundle(parsed: _File) -> BundleSpec:
-    try:
-        schema = FeatureSchema.from_json(parsed.features.read_text("utf-8"))
-    except (FeatureSchemaError, UnicodeDecodeError) as error:
-        raise ExportError(f"{parsed.features}: {error}") from error
-    return BundleSpec(
-        name=parsed.name,
-        version=parsed.version,
-        catalogue=parsed.catalogue.spec(),
-        features=schema,
-        spaces=[space.spec() for space in parsed.spaces],
-        rankers=[ranker.spec() for ranker in parsed.rankers],
-        golden_user_ids=parsed.golden_user_ids,
-        golden_requests=parsed.golden_requests,
-        golden_time_us=parsed.golden_time_us,
-        offline_metrics=parsed.offline_metrics,
-    )
+def _problems(error: ErrorDetails) -> Iterator[str]:
+    """What pydantic found, in this project's words."""
+    where, found = _dotted(error["loc"]), error["input"]
+    match error["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            yield f"{where}: unknown key{suggest(str(error['loc'][-1]), _keys_beside(error['loc']))}"
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            yield f"{where}: missing"
+        case "value_error":
+            cause = error["ctx"]["error"]
+            listed = cause.problems if isinstance(cause, FeatureSchemaError) else [str(cause)]
+            yield from (f"{where}: {each}" for each in listed)
+        case _:
+            seen = f", found {found!r}" if isinstance(found, (str, int, float, bool)) else ""
+            yield f"{where}: {error['msg'].replace('Input should be', 'expected', 1)}{seen}"
 
 
-def _problems(error: ValidationError) -> Sequence[str]:
-    return [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+def _dotted(path: tuple[int | str, ...]) -> str:
+    """Such as `catalogue.columns[2].kind`."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return "".join(steps).removeprefix(".")
 
 
-def _array(path: Path) -> NDArray[np.generic]:
-    try:
-        loaded: NDArray[np.generic] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} is not a NumPy array: {error}") from error
-    return loaded
+def _keys_beside(path: tuple[int | str, ...]) -> list[str]:
+    """The keys that are valid in the place of the last one."""
+    part: type = _File
+    for step in path[:-1]:
+        if isinstance(step, str):
+            part = _part_in(_keys(part)[step]) or part
+    return list(_keys(part))
+
+
+def _keys(part: type) -> Mapping[str, object]:
+    return get_type_hints(part) if is_dataclass(part) else _own_fields(part)
+
+
+def _own_fields(part: type) -> Mapping[str, object]:
+    return {name: field.annotation for name, field in part.model_fields.items()} if issubclass(part, _Part) else {}
+
+
+def _part_in(annotation: object) -> type | None:
+    """The part that an annotation such as `list[_Space]` or `_Tower | None` speaks of."""
+    if isinstance(annotation, type) and (issubclass(annotation, _Part) or is_dataclass(annotation)):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _part_in(each))), None)

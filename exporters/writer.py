@@ -155,13 +155,21 @@ class BundleWriter:
         root = self.seal(manifest)
         if check is not None:
             check(root)
-        _sync(root)
+        self.publish(root)
+        self._root = None
+        return self.target
+
+    def publish(self, directory: Path) -> None:
+        """Put a directory on disk and move it to the target's name.
+
+        Raises:
+            ExportError: the target has appeared in the meantime.
+        """
+        _sync(directory)
         with _locked(self.target.parent):
             self._refuse_existing()
-            root.rename(self.target)
-            self._root = None
+            directory.rename(self.target)
             _sync_one(self.target.parent)
-        return self.target
 
     def _refuse_existing(self) -> None:
         if os.path.lexists(self.target):
@@ -172,6 +180,22 @@ class BundleWriter:
             alive = not _remove_unlocked(directory)
             if alive and name == self.target.name:
                 raise ExportError(f"another export to {self.target} is running: wait for it, or end it")
+
+
+@contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """A directory for several artifacts: it gets its name when the block ends, and none if the block raises.
+
+    Args:
+        target: the final directory, which must not exist.
+
+    Raises:
+        ExportError: as `BundleWriter`.
+    """
+    with BundleWriter(target) as writer:
+        content = writer.path("content/x").parent  # writers of artifacts lock it; `writer` has locked its parent
+        yield content
+        writer.publish(content)
 
 
 class ArrayFile:

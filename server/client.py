@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recserve.server.bundle.errors import RecserveError
-from recserve.server.text import printable
+from recserve.server.text import own_command, printable
 from recserve.v1 import recommender_pb2 as pb
 from recserve.v1.recommender_pb2_grpc import RecommenderServiceStub
 
@@ -156,9 +156,9 @@ def hint(address: str, user_id: str, answer: Answer) -> str:
     lines = ["More of it:"]
     if user_id:
         user = shlex.quote(printable(user_id))
-        lines.append(f"  recserve call recommend --user {user} --count 20 --fields '*' --reasons{where}")
+        lines.append(f"  {own_command()} call recommend --user {user} --count 20 --fields '*' --reasons{where}")
     if answer.items:
-        lines.append(f"  recserve call similar --item {shlex.quote(printable(answer.items[0].item_id))}{where}")
+        lines.append(f"  {own_command()} call similar --item {shlex.quote(printable(answer.items[0].item_id))}{where}")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from recserve.server.pipeline.pipeline import Pipeline
 from recserve.server.rpc.app import RpcServer
 from recserve.server.rpc.servicer import RecommenderService
 from recserve.server.state.embedded import EmbeddedStore
-from recserve.server.text import printable
+from recserve.server.text import own_command, printable
 from recserve.server.version import this_version
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def _announcement(loaded: Loaded, address: str) -> Iterator[str]:
     snapshot = loaded.users.snapshot
     user = snapshot.user_ids(np.zeros(1, np.int64))[0] if snapshot is not None else "anybody"
     quoted = shlex.quote(printable(user))
-    yield f"Try: recserve call recommend --user {quoted} --count 10 --address {_reachable(address)}"
+    yield f"Try: {own_command()} call recommend --user {quoted} --count 10 --address {_reachable(address)}"
 
 
 def _reachable(address: str) -> str:

@@ -1,8 +1,23 @@
-"""Texts from outside on their way to a terminal or a log."""
+"""Texts on their way to a terminal or a log."""
 
 from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
 
 
 def printable(text: str) -> str:
     """The text with control characters escaped: ids are any UTF-8, and a terminal obeys what it is sent."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def own_command() -> str:
+    """How a person at this terminal runs the command `recserve`: by its name, or by its path where PATH lacks it."""
+    name = "recserve"
+    found, running = shutil.which(name), Path(sys.argv[0])
+    if running.name != name or (found is not None and running.exists() and running.samefile(found)):
+        return name
+    return shlex.quote(os.path.relpath(running))

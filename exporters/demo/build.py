@@ -6,12 +6,7 @@ models that retrieve, the state of users and items) ends there. What is served i
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from recserve.exporters.demo.examples import SOURCE_WEIGHTS, ExampleMaker, Retrieval
+from recserve.exporters.demo.examples import OBJECTIVES, SOURCE_WEIGHTS, ExampleMaker, Retrieval
 from recserve.exporters.demo.factors import train_factors
 from recserve.exporters.demo.features import demo_schema
 from recserve.exporters.demo.known import Known, read_known
@@ -40,11 +35,13 @@ from recserve.exporters.demo.towers import (
 )
 from recserve.exporters.demo.words import EVENT_TYPES, VOCABULARIES
 from recserve.exporters.demo.world import DAY_US, END
-from recserve.exporters.errors import ExportError
 from recserve.exporters.export import export_bundle
 from recserve.exporters.snapshot import export_snapshot
 from recserve.exporters.spec import BundleSpec, RankerSpec, SpaceSpec
+from recserve.exporters.writer import staged_directory
 
+BUNDLE, SNAPSHOT, CONFIG = "bundle", "snapshot", "recserve.toml"
+"""What a build leaves."""
 LABEL_DAYS = 14
 """The rankers learn from the last days of the simulation, and are measured on the last of these."""
 _HELD_OUT_DAYS = 5
@@ -73,26 +70,25 @@ class Trained:
 def build_demo(
     out: Path, *, sizes: DemoSizes | None = None, seed: int = 7, console: Console | None = None
 ) -> DemoPaths:
-    """Build the demo under `out`, which appears when it is complete, and not at all before.
+    """Build the demo under `out`, which appears when all of it is complete, and not before.
 
     Args:
-        out: the directory to make; it must not exist, or be empty.
+        out: the directory, which must not exist.
         sizes: of the marketplace and its models; None: the demo's.
         seed: of everything random.
         console: where progress is shown; None: standard error.
 
     Raises:
-        ExportError: `out` holds something, or the export refuses what was trained.
+        ExportError: `out` exists, or the export refuses what was trained.
     """
     sizes = sizes or DemoSizes()
     console = console or Console(stderr=True)
-    with _staging(out) as directory:
+    with staged_directory(out) as directory:
         market = _simulate(sizes, seed, console)
         trained = _train(market, sizes, seed, console)
         _export(market, trained, f"{END:%Y-%m-%d}-seed{seed}", directory, console)
-        (directory / "recserve.toml").write_text(config_text(), encoding="utf-8")
-        os.rename(directory, out)  # noqa: PTH104  Path.rename would not say that an empty `out` may be replaced
-    return DemoPaths(out / "bundle", out / "snapshot", out / "recserve.toml")
+        (directory / CONFIG).write_text(config_text(), encoding="utf-8")
+    return DemoPaths(out / BUNDLE, out / SNAPSHOT, out / CONFIG)
 
 
 def config_text() -> str:
@@ -127,11 +123,16 @@ def _train(market: Marketplace, sizes: DemoSizes, seed: int, console: Console) -
     with stage(console, "train the rankers", 2 * sizes.trees) as running:
         boosters = train_rankers(schema, examples, trees=sizes.trees, seed=seed, advance=running.advance)
         metrics = evaluate(schema, boosters, later.test)
-        running.note = ", ".join(
-            f"{name} NDCG@10 {metrics[f'{name}_ndcg@10']:.3f} (popularity {metrics[f'{name}_ndcg@10_by_popularity']:.3f})"
-            for name in boosters
-        )
+        running.note = f"NDCG@10 {_comparison(metrics)}"
     return Trained(retrieval, item_tower, ranker_specs(boosters, later.calibration), metrics)
+
+
+def _comparison(metrics: dict[str, float]) -> str:
+    """The rankers beside what they have to beat."""
+    return ", ".join(
+        f"{name} {metrics[f'{name}_ndcg@10']:.3f} (by popularity {metrics[f'{name}_ndcg@10_by_popularity']:.3f})"
+        for name in OBJECTIVES
+    )
 
 
 def _train_spaces(
@@ -183,22 +184,20 @@ def _export(market: Marketplace, trained: Trained, version: str, out: Path, cons
     state = state_at(market, market.world.end_us)
     with stage(console, "export the user snapshot") as running:
         users = snapshot_spec(market.world, state, version)
-        snapshot = export_snapshot(users, schema, VOCABULARIES, out / "snapshot")
+        snapshot = export_snapshot(users, schema, VOCABULARIES, out / SNAPSHOT)
         running.note = f"{len(market.world.users.ids):,} users"
-    models = out / "models"
-    models.mkdir()
-    spec = BundleSpec(
-        name="demo",
-        version=version,
-        catalogue=catalogue_spec(market.world, state),
-        features=schema,
-        spaces=_spaces(market, trained, models),
-        rankers=trained.rankers,
-        offline_metrics=trained.metrics,
-    )
-    report = export_bundle(spec, out / "bundle", snapshot=snapshot, console=console)
+    with tempfile.TemporaryDirectory(prefix="recserve-demo-") as models:
+        spec = BundleSpec(
+            name="demo",
+            version=version,
+            catalogue=catalogue_spec(market.world, state),
+            features=schema,
+            spaces=_spaces(market, trained, Path(models)),
+            rankers=trained.rankers,
+            offline_metrics=trained.metrics,
+        )
+        report = export_bundle(spec, out / BUNDLE, snapshot=snapshot, console=console)
     console.print(report.table())
-    shutil.rmtree(models)
 
 
 def _spaces(market: Marketplace, trained: Trained, models: Path) -> list[SpaceSpec]:
@@ -223,40 +222,6 @@ def _spaces(market: Marketplace, trained: Trained, models: Path) -> list[SpaceSp
     ]
 
 
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out`, removed at the end; those of killed builds are removed, too.
-
-    A build holds a lock on its sibling, which ends with the process: what can be locked has been abandoned.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} holds something: remove it, or build the demo elsewhere")
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    for sibling in parent.glob(f".{out.name}.building-*"):
-        _remove_abandoned(sibling)
-    directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=parent))
-    directory.chmod(0o755)
-    lock = os.open(directory, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
-
-
-def _remove_abandoned(sibling: Path) -> None:
-    lock = os.open(sibling, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(sibling)
-    except BlockingIOError:
-        pass  # another build is at work there
-    finally:
-        os.close(lock)
-
-
 _CONFIG = """\
 # The demo's server. `recserve serve --config recserve.toml`
 
@@ -271,7 +236,7 @@ snapshot = "snapshot"
 allow_native_code = true   # the bundle was built on this machine
 
 [similar]
-behaviour_space = "als"
+behaviour_space = "ann"
 content_space = "content"
 alpha = 0.5
 
@@ -279,7 +244,7 @@ alpha = 0.5
 candidates = 500
 sources = [{sources}]
 caps = [{{ attribute = "category", max = 4 }}]
-mmr_weight = 0.8
+mmr_weight = 0.95
 diversity_space = "content"
 freshness = {{ boost = 0.2, half_life_days = 14 }}
 
@@ -287,7 +252,7 @@ freshness = {{ boost = 0.2, half_life_days = 14 }}
 candidates = 500
 sources = [{sources}]
 caps = [{{ attribute = "category", max = 4 }}, {{ attribute = "brand", max = 3 }}]
-mmr_weight = 0.7
+mmr_weight = 0.9
 diversity_space = "content"
 freshness = {{ boost = 0.3, half_life_days = 14 }}
 in_region = true
@@ -297,7 +262,7 @@ in_region = true
 candidates = 300
 sources = [{{ name = "again", weight = 0.4 }}, {{ name = "als", weight = 0.3 }}, {{ name = "ann", weight = 0.3 }}]
 caps = [{{ attribute = "category", max = 4 }}]
-mmr_weight = 0.8
+mmr_weight = 0.95
 diversity_space = "content"
 objective_weights = {{ purchase = 1.0 }}
 in_region = true

@@ -1,13 +1,12 @@
 """How users respond to what they are shown: click, add to the cart, buy.
 
-A click is drawn with the probability sigmoid(bias + utility); a cart addition follows clicks, a purchase cart additions,
-each with its own utility. The models of the demo never see these formulas: they learn from what came of them.
+A click is drawn with the probability sigmoid(bias + utility); a cart addition follows clicks, a purchase cart
+additions, each with its own utility. The models of the demo never see these formulas, only what comes of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +108,8 @@ class Shoppers:
         interest = np.log(users.affinity[shown.user, category] + 1e-3) + np.log(len(CATEGORIES))
         gender, audience = users.gender[shown.user], items.audience[shown.item]
         mismatch = (audience >= 0) & (gender >= 0) & (audience != gender)
-        return 3.2 * taste.astype(np.float64) + 0.25 * interest - 0.8 * mismatch
+        liking: Floats = 3.2 * taste.astype(np.float64) + 0.25 * interest - 0.8 * mismatch
+        return liking
 
     def _price_fit(self, shown: Shown) -> Floats:
         """Minus the squared distance, in logarithms, from what the user likes to pay in the category; at least -3."""

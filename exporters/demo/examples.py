@@ -1,7 +1,7 @@
 """What the rankers learn from: sessions after a cut, with features from the state at it.
 
-Nothing that a feature counts lies after the moment that is predicted. Of each session the rankers see what was shown, and
-a sample of what the candidate sources propose, with the responses that the simulated user gives to it.
+Nothing that a feature counts lies after the moment that is predicted. Of each session the rankers see what was shown,
+and a sample of what the candidate sources propose, with the responses that the simulated user gives to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recserve.exporters.demo.choice import NOTHING, Shown
 from recserve.exporters.demo.known import Known
 from recserve.exporters.demo.marketplace import SHELF, Marketplace
-from recserve.exporters.demo.state import CART, EVENT_WEIGHTS, PURCHASE, State
+from recserve.exporters.demo.state import CART, PURCHASE, State
 from recserve.exporters.demo.towers import Tower, user_inputs
 from recserve.exporters.demo.words import VOCABULARIES
 from recserve.exporters.demo.world import DAY_US
@@ -94,10 +94,10 @@ class ExampleMaker:
 
     def make(self, sessions: NDArray[np.int64], rng: np.random.Generator, advance: Callable[[int], None]) -> Examples:
         """The examples of the sessions (rows, ascending); `advance` is told how many are done."""
-        parts = [
-            (advance(batch.size), self._batch(batch, rng))[1]
-            for batch in np.split(sessions, range(_BATCH, sessions.size, _BATCH))
-        ]
+        parts = []
+        for batch in np.split(sessions, range(_BATCH, sessions.size, _BATCH)):
+            parts.append(self._batch(batch, rng))
+            advance(batch.size)
         labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in OBJECTIVES}
         return Examples(
             np.concatenate([part.features for part in parts]),
@@ -131,7 +131,7 @@ class ExampleMaker:
         context = self._context(sessions, rng)
         ann = self._retrieval.tower.vectors(
             user_inputs(
-                {name: column[users] for name, column in self._state.users.items() if isinstance(column, np.ndarray)},
+                {name: column[users] for name, column in self._state.users.items()},
                 [self._known.recent[user] for user in users],
                 times,
             )

@@ -1,13 +1,13 @@
 """Ninety days of a simulated marketplace: sessions, what they were shown, and what users did.
 
-A session has a focus, drawn from its user's interests, and shows one shelf of 21 places. Most are filled with the focus'
-items and the shop's favourites, by Zipf weights; every seventh shows something that the user has dealt with before,
+A session has a focus, drawn from its user's interests, and shows one shelf of 21 places. Most are filled with items of
+the focus and the shop's favourites, by Zipf weights; every seventh shows something that the user has dealt with before,
 which is where repeat purchases come from. Everything is drawn from one seeded generator.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recserve.exporters.demo.choice import BOUGHT, CARTED, NOTHING, VIEWED, Responses, Shoppers, Shown
 from recserve.exporters.demo.sizes import DemoSizes
 from recserve.exporters.demo.words import CATEGORIES, DEVICE_SHARES, DEVICES
-from recserve.exporters.demo.world import DAY_US, Codes, Items, Times, World, make_world
+from recserve.exporters.demo.world import DAY_US, Codes, Items, Times, World, category_table, make_world
 
 SHELF = 21
 """Places of a shelf."""
@@ -96,7 +96,7 @@ def simulate(sizes: DemoSizes, seed: int) -> Marketplace:
     first = _to_impressions(session, discoveries, shoppers.respond(discoveries, rng))
     returns, session = _show_again(sessions, _to_events(sessions, first), rng)
     second = _to_impressions(session, returns, shoppers.respond(returns, rng))
-    impressions = _merge(first, second)
+    impressions = _buy_durables_once(world.items, sessions, _merge(first, second))
     return Marketplace(world, shoppers, sessions, impressions, _to_events(sessions, impressions))
 
 
@@ -126,7 +126,8 @@ def _draw_days(days: int, first: NDArray[np.int64], epoch_day: int, rng: np.rand
     weekday = (epoch_day + np.arange(days) + 3) % 7
     until = np.concatenate([[0.0], np.cumsum(np.where(weekday >= 5, 1.4, 1.0))])
     target = until[first] + rng.random(first.size) * (until[-1] - until[first])
-    return np.clip(np.searchsorted(until, target, side="right") - 1, first, days - 1)
+    day: NDArray[np.int64] = np.clip(np.searchsorted(until, target, side="right") - 1, first, days - 1)
+    return day
 
 
 def _stock_shelves(world: World, sessions: Sessions, rng: np.random.Generator) -> tuple[Shown, NDArray[np.int64]]:
@@ -162,7 +163,8 @@ def _draw_items(items: Items, category: Codes, rng: np.random.Generator) -> Code
     high = np.where(category < 0, order.size, bounds[category + 1])
     target = until[low] + rng.random(category.size) * (until[high] - until[low])
     place = np.clip(np.searchsorted(until, target, side="right") - 1, low, high - 1)
-    return order[place].astype(np.int32)
+    chosen: NDArray[np.intp] = order[place]
+    return chosen.astype(np.int32)
 
 
 def _show_again(sessions: Sessions, events: Events, rng: np.random.Generator) -> tuple[Shown, NDArray[np.int64]]:
@@ -177,10 +179,26 @@ def _show_again(sessions: Sessions, events: Events, rng: np.random.Generator) ->
     back = np.floor((high - low) * np.square(rng.random(session.size))).astype(np.int64)
     position = np.tile(_AGAIN_PLACES, sessions.user.size)
     some = high > low
-    session, event = session[some], order[(high - 1 - back)[some]]
-    past = np.array([VIEWED, CARTED, BOUGHT], np.int32)[events.type[event]]
-    shown = _shown(sessions, session, events.item[event], position[some], past, events.time_us[event])
-    return shown, session
+    session, item = session[some], events.item[order[(high - 1 - back)[some]]]
+    past, past_us = _furthest(events, sessions.user[session], item, session)
+    return _shown(sessions, session, item, position[some], past, past_us), session
+
+
+def _furthest(events: Events, user: Codes, item: Codes, session: NDArray[np.int64]) -> tuple[Codes, Times]:
+    """The furthest that each user went with the item before the session, and when last."""
+    items, sessions = int(events.item.max()) + 1, int(session.max()) + 2
+    wanted = (user.astype(np.int64) * items + item) * sessions + session
+    past, past_us = np.full(item.size, NOTHING, np.int32), np.zeros(item.size, np.int64)
+    for kind in (VIEWED, CARTED, BOUGHT):
+        rows = np.flatnonzero(events.type == kind)
+        keys = (events.user[rows].astype(np.int64) * items + events.item[rows]) * sessions + events.session[rows]
+        order = np.argsort(keys)
+        before = np.searchsorted(keys, wanted, sorter=order) - 1
+        latest = order[np.maximum(before, 0)]
+        happened = (before >= 0) & (keys[latest] // sessions == wanted // sessions)
+        past[happened] = kind
+        past_us[happened] = events.time_us[rows[latest[happened]]]
+    return past, past_us
 
 
 def _shown(
@@ -217,6 +235,18 @@ def _merge(first: Impressions, second: Impressions) -> Impressions:
     _, kept = np.unique(session * (int(item.max()) + 1) + item, return_index=True)
     kept = kept[np.argsort(session[kept] * SHELF + position[kept], kind="stable")]
     return Impressions(*(column[kept] for column in columns))
+
+
+def _buy_durables_once(items: Items, sessions: Sessions, impressions: Impressions) -> Impressions:
+    """Leave every user one purchase of an item that nobody needs twice."""
+    durable = category_table("cycle_days")[items.category[impressions.item]] == 0
+    rows = np.flatnonzero(impressions.purchased & durable)
+    user = sessions.user[impressions.session[rows]].astype(np.int64)
+    # Impressions are in the order of time, and the first of several equals is the one that is kept.
+    _, kept = np.unique(user * items.category.size + impressions.item[rows], return_index=True)
+    purchased = impressions.purchased.copy()
+    purchased[np.delete(rows, kept)] = False
+    return replace(impressions, purchased=purchased)
 
 
 def _to_events(sessions: Sessions, impressions: Impressions) -> Events:

@@ -94,7 +94,7 @@ def evaluate(schema: FeatureSchema, boosters: Mapping[str, lightgbm.Booster], te
     popularity = shown.features[:, schema.names.index("item_popularity")].astype(np.float64)
     metrics = {}
     for objective, booster in boosters.items():
-        scores, labels = booster.predict(shown.features), shown.labels[objective]
+        scores, labels = np.asarray(booster.predict(shown.features)), shown.labels[objective]
         metrics[f"{objective}_auc"] = float(roc_auc_score(labels, scores))
         metrics[f"{objective}_ndcg@{_NDCG_AT}"] = mean_ndcg(scores, labels, shown.session)
         metrics[f"{objective}_ndcg@{_NDCG_AT}_by_popularity"] = mean_ndcg(popularity, labels, shown.session)

@@ -35,7 +35,7 @@ def stage(console: Console, name: str, steps: int | None = None) -> Iterator[Sta
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     start = time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         running = Stage(progress, progress.add_task(name, total=steps))
         yield running
     console.print(f"{name:<34} {time.perf_counter() - start:6.1f} s   {running.note}", highlight=False)

@@ -5,6 +5,7 @@ The rankers learn from the state at a cut and from what happened after it; the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from recserve.exporters.demo.marketplace import Events, Marketplace
 from recserve.exporters.demo.words import BRANDS, CATEGORIES, COLOURS, DEPARTMENTS, DEVICES, EVENT_TYPES, STYLES
-from recserve.exporters.demo.world import DAY_US, Codes, Floats, Items, Times, category_table
+from recserve.exporters.demo.world import DAY_US, Codes, Floats, Items, Times, World, category_table
 from recserve.kernels.features import MISSING_TIME
 
 VIEW, CART, PURCHASE = range(len(EVENT_TYPES))
@@ -37,8 +38,9 @@ class Lists:
         return Lists(np.concatenate([[0], np.cumsum(present.sum(axis=1))]), table[present])
 
 
-Column: TypeAlias = "NDArray[np.float64] | NDArray[np.int32] | NDArray[np.int64] | Lists"
-"""Numbers, codes, times, or lists of codes; missing as in the feature program."""
+Column: TypeAlias = NDArray[np.float64] | NDArray[np.int32] | NDArray[np.int64]
+"""Numbers, codes or times; missing as in the feature program."""
+Columns: TypeAlias = Mapping[str, Column]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,21 +56,35 @@ class HistoryTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What is known at `time_us`: columns by name, and the history."""
+    """What is known at `time_us`: columns of items and users by name, users' lists likewise, and the history."""
 
     time_us: int
-    items: dict[str, Column]
-    users: dict[str, Column]
+    items: Columns
+    users: Columns
+    user_lists: Mapping[str, Lists]
     history: HistoryTable
 
 
 def state_at(market: Marketplace, time_us: int) -> State:
     """The state made by the events before a time, microseconds UTC."""
     events = market.events.before(time_us)
+    favourites = _favourites(market.world, events)
     return State(
         time_us,
         items=_item_columns(market.world.items, events, time_us),
-        users=_user_columns(market, events, time_us),
+        users={
+            **_user_columns(market, events, time_us),
+            **{f"favourite_{name}": table[:, 0].copy() for name, table in favourites.items()},
+        },
+        user_lists={
+            f"top_{plural}": Lists.of(favourites[name])
+            for name, plural in (
+                ("category", "categories"),
+                ("brand", "brands"),
+                ("style", "styles"),
+                ("colour", "colours"),
+            )
+        },
         history=_history(events, len(market.world.items.ids)),
     )
 
@@ -82,7 +98,7 @@ def _history(events: Events, items: int) -> HistoryTable:
     return HistoryTable(user, item, event, counts, events.time_us[::-1][from_behind])
 
 
-def _item_columns(items: Items, events: Events, time_us: int) -> dict[str, Column]:
+def _item_columns(items: Items, events: Events, time_us: int) -> Columns:
     count = len(items.ids)
     month = _item_counts(events, count, time_us - 30 * DAY_US)
     week = _item_counts(events, count, time_us - 7 * DAY_US)
@@ -125,26 +141,16 @@ def _item_counts(events: Events, items: int, since_us: int) -> Floats:
 
 
 def _smoothed_rate(part: Floats, whole: Floats) -> Floats:
-    """part / whole, drawn towards the mean of all items where `whole` is small."""
-    mean = part.sum() / max(whole.sum(), 1.0)
+    """The rate part / whole, drawn towards the mean of all items where `whole` is small."""
+    mean = float(part.sum()) / max(float(whole.sum()), 1.0)
     return (part + mean * _PRIOR_VIEWS) / (whole + _PRIOR_VIEWS)
 
 
-def _user_columns(market: Marketplace, events: Events, time_us: int) -> dict[str, Column]:
-    users, items = market.world.users, market.world.items
+def _user_columns(market: Marketplace, events: Events, time_us: int) -> Columns:
+    users = market.world.users
     count = len(users.ids)
     month = _user_counts(events, count, time_us - 30 * DAY_US)
     everything = _user_counts(events, count, 0)
-    top = {
-        name: _favourites(events, codes[events.item], count, size)
-        for name, codes, size in (
-            ("category", items.category, len(CATEGORIES)),
-            ("department", items.department, len(DEPARTMENTS)),
-            ("brand", items.brand, len(BRANDS)),
-            ("style", items.style, len(STYLES)),
-            ("colour", items.colour, len(COLOURS)),
-        )
-    }
     return {
         "gender": users.gender,
         "home_country": users.country,
@@ -159,12 +165,10 @@ def _user_columns(market: Marketplace, events: Events, time_us: int) -> dict[str
         "cart_rate": _divide(everything[CART], everything[VIEW]),
         "purchase_rate": _divide(everything[PURCHASE], everything[VIEW]),
         **_viewing_habits(market, events, count),
-        **{f"top_{_plural(name)}": Lists.of(table) for name, table in top.items() if name != "department"},
-        **{f"favourite_{name}": table[:, 0].copy() for name, table in top.items()},
     }
 
 
-def _viewing_habits(market: Marketplace, events: Events, users: int) -> dict[str, Column]:
+def _viewing_habits(market: Marketplace, events: Events, users: int) -> Columns:
     """Means over a user's views; over purchases for the prices paid. NaN without any."""
     items = market.world.items
     viewed, bought = events.type == VIEW, events.type == PURCHASE
@@ -181,7 +185,7 @@ def _viewing_habits(market: Marketplace, events: Events, users: int) -> dict[str
         "evening_share": _mean(user, (hour >= 18).astype(np.float64), users),
         "weekend_share": _mean(user, (weekday >= 5).astype(np.float64), users),
         "new_item_share": _mean(user, (time_us - items.launch_us[item] < 30 * DAY_US).astype(np.float64), users),
-        "usual_device": _favourites(events, market.sessions.device[events.session], users, len(DEVICES))[:, 0].copy(),
+        "usual_device": _top_codes(events, market.sessions.device[events.session], users, len(DEVICES))[:, 0].copy(),
         "app_share": _mean(user, (device == DEVICES.index("app")).astype(np.float64), users),
     }
 
@@ -193,7 +197,20 @@ def _user_counts(events: Events, users: int, since_us: int) -> Floats:
     return np.bincount(entry, minlength=len(EVENT_TYPES) * users).reshape(-1, users).astype(np.float64)
 
 
-def _favourites(events: Events, codes: Codes, users: int, size: int) -> Codes:
+def _favourites(world: World, events: Events) -> dict[str, Codes]:
+    """Each user's favourite categories, departments and so on; see `_top_codes`."""
+    items, users = world.items, len(world.users.ids)
+    sized = {
+        "category": (items.category, len(CATEGORIES)),
+        "department": (items.department, len(DEPARTMENTS)),
+        "brand": (items.brand, len(BRANDS)),
+        "style": (items.style, len(STYLES)),
+        "colour": (items.colour, len(COLOURS)),
+    }
+    return {name: _top_codes(events, codes[events.item], users, size) for name, (codes, size) in sized.items()}
+
+
+def _top_codes(events: Events, codes: Codes, users: int, size: int) -> Codes:
     """int32 [users, _TOP]: each user's favourite codes, best first (ties by code); -1 where there are no more."""
     entry = events.user.astype(np.int64) * size + codes
     weights = np.bincount(entry, EVENT_WEIGHTS[events.type], users * size).reshape(users, size)
@@ -210,13 +227,12 @@ def _last_time(who: Codes, events: Events, kind: int, count: int) -> Times:
 
 
 def _mean(who: Codes, values: Floats, count: int) -> Floats:
-    return _divide(np.bincount(who, values, count), np.bincount(who, minlength=count))
+    total = np.bincount(who, values, count).astype(np.float64)
+    return _divide(total, np.bincount(who, minlength=count).astype(np.float64))
 
 
-def _divide(a: Floats, b: NDArray[np.float64] | NDArray[np.int64]) -> Floats:
-    """a / b, NaN where b is 0."""
-    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
-
-
-def _plural(name: str) -> str:
-    return name.removesuffix("y") + "ies" if name.endswith("y") else f"{name}s"
+def _divide(a: Floats, b: Floats) -> Floats:
+    """The quotient, NaN where b is 0."""
+    quotient = np.full(a.shape, np.nan)
+    np.divide(a, b, out=quotient, where=b != 0)
+    return quotient

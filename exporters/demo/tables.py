@@ -1,12 +1,12 @@
 """The marketplace's state as the tables that an export starts from: items, users, history.
 
-The demo trains on what the exporters read back from these tables, so that its models see the codes, the rounding and the
-order of what is served.
+The demo trains on what the exporters read back from these tables, so that its models see the codes, the rounding and
+the order of what is served.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,9 @@ def catalogue_spec(world: World, state: State) -> CatalogueSpec:
 
 def snapshot_spec(world: World, state: State, version: str) -> SnapshotSpec:
     """The users with their history."""
-    users = pa.table({"user_id": pa.array(world.users.ids), **_arrow_columns(state.users, USER_COLUMNS)})
+    users = pa.table(
+        {"user_id": pa.array(world.users.ids), **_arrow_columns({**state.users, **state.user_lists}, USER_COLUMNS)}
+    )
     history = _history_table(world.users.ids, world.items, state.history)
     return SnapshotSpec(version=version, users=users, history=HistorySpec(table=history))
 
@@ -76,11 +78,11 @@ def _history_table(user_ids: Sequence[str], items: Items, history: HistoryTable)
     )
 
 
-def _arrow_columns(columns: dict[str, Column], specs: Iterable[ColumnSpec]) -> dict[str, pa.Array]:
+def _arrow_columns(columns: Mapping[str, Column | Lists], specs: Iterable[ColumnSpec]) -> dict[str, pa.Array]:
     return {spec.name: _arrow(columns[spec.name], spec) for spec in specs}
 
 
-def _arrow(column: Column, spec: ColumnSpec) -> pa.Array:
+def _arrow(column: Column | Lists, spec: ColumnSpec) -> pa.Array:
     """A column with its codes spelt out and its missing values null."""
     if isinstance(column, Lists):
         words = pa.array(VOCABULARIES[spec.vocabulary]).take(pa.array(column.codes))

@@ -1,8 +1,8 @@
 """Two towers distilled from ALS factors: small networks that know users and items by what is known of them.
 
 The user tower reads the user's columns and the mean content vector of the last items; the item tower reads the item's
-columns. Both are scikit-learn networks that learn where the ALS factors lie, so they also place users and items that had
-too few events for factors of their own. As ONNX, each is one graph:
+columns. Both are scikit-learn networks that learn where the ALS factors lie, so they also place users and items that
+had too few events for factors of their own. As ONNX, each is one graph:
 
     inputs -> encoder (missing values, scaling, one-hot codes, mean of recent items) -> network -> length 1
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from sklearn.neural_network import MLPRegressor
 from threadpoolctl import threadpool_limits
 
 from recserve.exporters.demo.sizes import DemoSizes
+from recserve.exporters.demo.state import Column, Columns
 from recserve.exporters.demo.words import VOCABULARIES
 from recserve.exporters.demo.world import DAY_US, Items
 from recserve.exporters.spec import InputSpec, TowerSpec
@@ -169,7 +171,9 @@ class Tower:
 def unit(vectors: Floats32) -> Floats32:
     """Vectors of length 1; zero vectors stay."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    directions = np.zeros_like(vectors)
+    np.divide(vectors, length, out=directions, where=length > 0)
+    return directions
 
 
 def unit_targets(users: Floats32, items: Floats32) -> tuple[Floats32, Floats32]:
@@ -260,16 +264,15 @@ def _fit(x: Floats32, y: Floats32, epochs: int, seed: int, advance: Callable[[],
 
 
 def _numbers(columns: Columns, names: Sequence[str], time_us: int | NDArray[np.int64]) -> Floats32:
-    values = [columns[name] for name in names]
-    return np.stack([_days(each, time_us) if each.dtype == np.int64 else each for each in values], axis=1).astype(
-        np.float32
-    )
+    return np.stack([_number(columns[name], time_us) for name in names], axis=1).astype(np.float32)
 
 
-def _days(times: NDArray[np.int64], time_us: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Days since; NaN where missing."""
-    missing = times == MISSING_TIME
-    return np.where(missing, np.nan, (time_us - np.where(missing, time_us, times)) / DAY_US)
+def _number(column: Column, time_us: int | NDArray[np.int64]) -> Column:
+    """Numbers as they are; days since a time, NaN where it is missing."""
+    if column.dtype != np.int64:
+        return column
+    missing = column == MISSING_TIME
+    return np.where(missing, np.nan, (time_us - np.where(missing, time_us, column)) / DAY_US)
 
 
 def _codes(columns: Columns, names: Mapping[str, str]) -> NDArray[np.int64]:
@@ -331,7 +334,7 @@ class _EncoderGraph:
         self._constants.append(numpy_helper.from_array(values, name))
         return name
 
-    def _node(self, op: str, inputs: Sequence[str], output: str, **attributes: int) -> str:
+    def _node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 

@@ -195,7 +195,8 @@ def _make_users(count: int, centres: Floats, start_us: int, end_us: int, rng: np
 
 
 def _unit(vectors: Floats) -> Floats:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    length: Floats = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / length
 
 
 def _department_codes() -> Codes:
@@ -220,7 +221,8 @@ def _draw_brands(department: Codes, rng: np.random.Generator) -> Codes:
     per_department = len(BRANDS) // len(DEPARTMENTS)
     shares = 1.0 / np.arange(1, per_department + 1)
     place = rng.choice(per_department, size=department.size, p=shares / shares.sum())
-    return rng.permutation(len(BRANDS)).astype(np.int32)[department * per_department + place]
+    brands = rng.permutation(len(BRANDS))
+    return np.take(brands, department * per_department + place).astype(np.int32)
 
 
 def _draw_prices(category: Codes, brand: Codes, quality: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -271,8 +273,8 @@ def _zipf_weights(quality: Floats, rng: np.random.Generator) -> Floats:
     """Weights 1 / (rank + offset)^s, ranks random with better items somewhat ahead; they sum to 1."""
     rank = np.empty(quality.size)
     rank[np.argsort(rng.standard_normal(quality.size) - 0.4 * quality, kind="stable")] = np.arange(quality.size)
-    weights = (rank + 1 + _ZIPF_OFFSET) ** -ZIPF_EXPONENT
-    return weights / weights.sum()
+    weights: Floats = (rank + 1 + _ZIPF_OFFSET) ** -ZIPF_EXPONENT
+    return weights / np.sum(weights)
 
 
 def _draw_tiers(price_level: Floats, rng: np.random.Generator) -> Codes:
@@ -295,5 +297,6 @@ def _draw_affinities(similarity: Floats, gender: Codes, rng: np.random.Generator
     audience = _audience_codes()[None, :]
     mismatch = (audience >= 0) & (gender[:, None] >= 0) & (audience != gender[:, None])
     logits = 4.0 * similarity - 2.5 * mismatch + 0.8 * rng.gumbel(size=similarity.shape)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= np.sum(shares, axis=1, keepdims=True)
+    return shares.astype(np.float32)

@@ -219,7 +219,7 @@ class PlacementSettings(_Section):
         description="MMR's relevance weight: 1 relevance only, 0 diversity only; absent: no diversity.",
     )
     diversity_space: str = Field(
-        default="", description="Vector space in which MMR measures similarity; empty: the bundle's first."
+        default="", description="Normalised vector space in which MMR measures similarity; empty: the bundle's first."
     )
     freshness: FreshnessSettings | None = Field(default=None, description="Gain of new items; absent: none.")
     objective_weights: Mapping[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
@@ -253,9 +253,13 @@ class SimilarSettings(_Section):
     """Defaults of SimilarItems."""
 
     alpha: float = Field(default=1.0, ge=0, le=1, description="1: behaviour vectors only; 0: content vectors only.")
-    behaviour_space: str = Field(default="", description="Vector space of behaviour; empty: the bundle's first.")
+    behaviour_space: str = Field(
+        default="", description="Normalised vector space of behaviour; empty: the bundle's first."
+    )
     content_space: str = Field(
-        default="content", min_length=1, description="Vector space of content; needed where alpha is below 1."
+        default="content",
+        min_length=1,
+        description="Normalised vector space of content; needed where alpha is below 1.",
     )
 
 

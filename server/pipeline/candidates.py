@@ -43,13 +43,13 @@ def union(sources: Sequence[str], proposals: Sequence[Proposal], weights: Sequen
     if chosen.size < total:
         rest = [each.rows for each, weight in zip(proposals, weights, strict=True) if weight > 0]
         chosen = _distinct([chosen, _rank_by_rank(rest)])[:total]
-    return _with_origins(sources, proposals, chosen)
+    return with_origins(sources, proposals, chosen)
 
 
 def extend(candidates: Candidates, source: str, proposal: Proposal, total: int) -> Candidates:
     """Add a further source's items behind the candidates, up to `total`."""
     rows = _distinct([candidates.rows, proposal.rows])[:total]
-    added = _with_origins((source,), (proposal,), rows)
+    added = with_origins((source,), (proposal,), rows)
     missing = rows.size - candidates.rows.size
     scores = np.pad(candidates.scores, ((0, missing), (0, 0)), constant_values=np.nan)
     ranks = np.pad(candidates.ranks, ((0, missing), (0, 0)))
@@ -75,8 +75,14 @@ def _rank_by_rank(lists: Sequence[Rows]) -> Rows:
     return rows[np.argsort(ranks, kind="stable")]
 
 
-def _with_origins(sources: Sequence[str], proposals: Sequence[Proposal], rows: Rows) -> Candidates:
-    """Look every chosen row up in every proposal."""
+def with_origins(sources: Sequence[str], proposals: Sequence[Proposal], rows: Rows) -> Candidates:
+    """Candidates with what every proposal says of them.
+
+    Args:
+        sources: names, in the order of the proposals.
+        proposals: one per source.
+        rows: the candidates, distinct.
+    """
     scores = np.full((rows.size, len(proposals)), np.nan, np.float32)
     ranks = np.zeros((rows.size, len(proposals)), np.int32)
     order = np.argsort(rows)

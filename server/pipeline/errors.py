@@ -71,6 +71,14 @@ class DeadlineExpiredError(RequestError):
         super().__init__(f"the deadline passed in stage {stage}")
 
 
+class CallerGoneError(RequestError):
+    """The caller left before its answer was there; `stage` names where the work stopped."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        super().__init__(f"the caller had left by stage {stage}")
+
+
 class OverloadedError(RequestError):
     """The queue cannot serve more in time; `retry_after_s` says when to try again."""
 

@@ -1,8 +1,10 @@
-"""From an `ItemFilter` to a mask over item rows."""
+"""From an `ItemFilter` to masks over item rows."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import threading
+from collections import OrderedDict
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,56 +15,105 @@ from recserve.server.bundle.columns import CategoriesColumn, CategoryColumn, Fla
 from recserve.server.pipeline.assemble import Subject
 from recserve.server.pipeline.types import ItemFilter, Rows, UserState, no_rows
 
-Mask = NDArray[np.uint8]
+Mask: TypeAlias = NDArray[np.uint8]
 """1 where an item may be answered."""
-
 ColumnT = TypeVar("ColumnT")
 
 PURCHASE_EVENT = "purchase"
 """The event type that `exclude_purchased` refers to."""
+CACHED_MASKS = 8
+"""Masks kept of conditions on items alone, one byte an item each: placements ask for the same few again and again."""
 
 
-def item_mask(
-    catalogue: Catalogue,
-    item_filter: ItemFilter,
-    subject: Subject,
-    state: UserState,
-    *,
-    purchase_code: int,
-    rows: Rows | None = None,
-) -> Mask:
-    """Which items pass.
+class Filters:
+    """Tests a bundle's items against filters. Safe to use from several threads at once.
 
     Args:
-        catalogue: the bundle's items.
-        item_filter: the conditions.
-        subject: whose purchases count for `exclude_purchased`.
-        state: whose shown list counts for `exclude_shown`.
+        catalogue: the items.
         purchase_code: code of PURCHASE_EVENT in the schema's event types, -1 where it has none.
-        rows: the items to test; None: all.
-
-    Returns:
-        One byte per item of `rows`, or per row of the catalogue.
-
-    Raises:
-        TypeError: a condition needs a role that the catalogue does not have.
     """
-    mask = np.ones(catalogue.size if rows is None else rows.size, np.uint8)
-    _apply_categories(mask, catalogue, item_filter, rows)
-    _apply_price(mask, catalogue, item_filter, rows)
-    _apply_availability(mask, catalogue, item_filter, rows)
-    excluded = _excluded_rows(catalogue, item_filter, subject, state, purchase_code)
-    if excluded.size:
-        kernel.drop_rows(mask, excluded, rows)
-    return mask
+
+    def __init__(self, catalogue: Catalogue, purchase_code: int) -> None:
+        self._catalogue = catalogue
+        self._purchase_code = purchase_code
+        self._cached: OrderedDict[tuple[object, ...], Mask] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def mask(self, wanted: ItemFilter, subject: Subject, state: UserState) -> Mask | None:
+        """Which items pass, one byte per row of the catalogue; None where all do. Not to be written to.
+
+        Args:
+            wanted: the conditions.
+            subject: whose purchases count for `exclude_purchased`.
+            state: whose shown list counts for `exclude_shown`.
+
+        Raises:
+            TypeError: a condition needs a role that the catalogue does not have.
+        """
+        shared = self._item_mask(wanted)
+        excluded = self._excluded_rows(wanted, subject, state)
+        if not excluded.size:
+            return shared
+        mask = np.ones(self._catalogue.size, np.uint8) if shared is None else shared.copy()
+        kernel.drop_rows(mask, excluded, None)
+        return mask
+
+    def passing(self, wanted: ItemFilter, subject: Subject, state: UserState, rows: Rows) -> NDArray[np.bool_]:
+        """Which of `rows` pass, without looking at the rest of the catalogue; otherwise as `mask`."""
+        mask = np.ones(rows.size, np.uint8)
+        _apply_conditions(mask, self._catalogue, wanted, rows)
+        excluded = self._excluded_rows(wanted, subject, state)
+        if excluded.size:
+            kernel.drop_rows(mask, excluded, rows)
+        return mask.view(np.bool_)
+
+    def _item_mask(self, wanted: ItemFilter) -> Mask | None:
+        """The part that depends on items alone: made once for all requests that have it in common."""
+        key = _conditions(wanted)
+        if not any(part is not None for part in key):
+            return None
+        with self._lock:
+            if key in self._cached:
+                self._cached.move_to_end(key)
+                return self._cached[key]
+        mask = np.ones(self._catalogue.size, np.uint8)
+        _apply_conditions(mask, self._catalogue, wanted, None)
+        mask.flags.writeable = False
+        with self._lock:
+            self._cached[key] = mask
+            if len(self._cached) > CACHED_MASKS:
+                self._cached.popitem(last=False)
+        return mask
+
+    def _excluded_rows(self, wanted: ItemFilter, subject: Subject, state: UserState) -> Rows:
+        """Rows that are excluded one by one, ascending and distinct."""
+        parts = [wanted.exclude_rows]
+        if wanted.exclude_purchased:
+            parts.append(subject.history_rows[subject.history.events == self._purchase_code])
+        if wanted.exclude_shown:
+            parts.append(self._catalogue.rows_of_keys(state.shown))
+        if not any(part.size for part in parts):
+            return no_rows()
+        rows = np.unique(np.concatenate(parts))
+        return rows[rows >= 0]
 
 
-def _role(catalogue: Catalogue, part: str, kind: type[ColumnT]) -> ColumnT:
-    """The column that plays a part; whoever made the filter has checked that there is one."""
-    column = catalogue.role(part)
-    if not isinstance(column, kind):
-        raise TypeError(f"the filter needs a {kind.__name__} in the role {part!r}; the catalogue has {column!r}")
-    return column
+def _conditions(wanted: ItemFilter) -> tuple[object, ...]:
+    """The conditions on items alone as a key; None for each that is absent."""
+    codes = (wanted.include_categories, wanted.exclude_categories, wanted.exclude_flags)
+    return (
+        *(None if each is None else each.tobytes() for each in codes),
+        wanted.price_min,
+        wanted.price_max,
+        wanted.in_stock or None,
+        wanted.region,
+    )
+
+
+def _apply_conditions(mask: Mask, catalogue: Catalogue, wanted: ItemFilter, rows: Rows | None) -> None:
+    _apply_categories(mask, catalogue, wanted, rows)
+    _apply_price(mask, catalogue, wanted, rows)
+    _apply_availability(mask, catalogue, wanted, rows)
 
 
 def _apply_categories(mask: Mask, catalogue: Catalogue, wanted: ItemFilter, rows: Rows | None) -> None:
@@ -95,19 +146,12 @@ def _apply_availability(mask: Mask, catalogue: Catalogue, wanted: ItemFilter, ro
         kernel.drop_any(mask, flags.offsets, flags.codes, forbidden, rows)
 
 
-def _excluded_rows(
-    catalogue: Catalogue, wanted: ItemFilter, subject: Subject, state: UserState, purchase_code: int
-) -> Rows:
-    """Rows that are excluded one by one, ascending and distinct."""
-    parts = [wanted.exclude_rows]
-    if wanted.exclude_purchased:
-        parts.append(subject.history_rows[subject.history.events == purchase_code])
-    if wanted.exclude_shown:
-        parts.append(catalogue.rows_of_keys(state.shown))
-    if not any(part.size for part in parts):
-        return no_rows()
-    rows = np.unique(np.concatenate(parts))
-    return rows[rows >= 0]
+def _role(catalogue: Catalogue, part: str, kind: type[ColumnT]) -> ColumnT:
+    """The column that plays a part; whoever made the filter has checked that there is one."""
+    column = catalogue.role(part)
+    if not isinstance(column, kind):
+        raise TypeError(f"the filter needs a {kind.__name__} in the role {part!r}; the catalogue has {column!r}")
+    return column
 
 
 def _code_set(codes: NDArray[np.int32], cardinality: int) -> NDArray[np.uint8]:

@@ -4,195 +4,48 @@ Expectations come from the source models and from reference code (onnxruntime, e
 references), never from the code that they check. `recserve.exporters.golden` writes them:
 
     golden/requests.json   the requests, one object each: `GoldenRequest`
-    golden/stages.npz      states and expectations, by the names below
+    golden/stages.npz      states, contexts and expectations, by the names below
 
 Every stage is replayed from its stored inputs, so a difference is found where it arises:
 
     embed       user vectors by space                    within 1e-5 of onnxruntime's
-    retrieve    exact nearest items of stored vectors    found to the recall that the index promised at export
+    retrieve    exact nearest items of stored vectors    found to the recall of the export, with bit-equal scores
     features    matrix of the stored candidates          bit-equal
-    rank        margins and relevance                    bit-equal to LightGBM's
+    rank        margins, and relevance                   margins bit-equal to LightGBM's
     rerank      order of stored scores                   equal
-    list        the whole answer                         bit-equal, on the class of CPU that exported
+    list        the whole answer                         bit-equal, on the class of machine that exported
+
+Relevance is an exponential away from the margin, so it is bit-equal on the class of machine that exported, and within
+`RELEVANCE_TOLERANCE` elsewhere: C libraries differ in the last bit.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
-from zipfile import BadZipFile
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.kernels.features import ColumnValues, ItemArrays
+from recserve.kernels.features import ItemArrays
+from recserve.server.bundle.columns import CategoryColumn, NumberColumn, TimeColumn
 from recserve.server.bundle.errors import BundleCorruptError, BundleGoldenError
+from recserve.server.bundle.files import ANY
 from recserve.server.bundle.reader import Bundle
-from recserve.server.pipeline.assemble import Candidates, Subject, assemble, subject, tower_users
+from recserve.server.pipeline.assemble import Candidates, Subject, assemble, tower_users
+from recserve.server.pipeline.golden_set import REQUESTS_FILE, STAGES_FILE, GoldenRequest, GoldenSet
 from recserve.server.pipeline.search import NEAR_TIE, recall_at_k
 from recserve.server.pipeline.towers import TOWER_TOLERANCE
-from recserve.server.pipeline.types import (
-    Cap,
-    Freshness,
-    History,
-    ItemFilter,
-    Query,
-    QueryKind,
-    Quota,
-    RerankOptions,
-    Result,
-    UserState,
-)
+from recserve.server.pipeline.types import Result
 
 if TYPE_CHECKING:
     from recserve.server.pipeline.pipeline import Pipeline
 
-REQUESTS_FILE = "golden/requests.json"
-STAGES_FILE = "golden/stages.npz"
+RELEVANCE_TOLERANCE: Final = 1e-12
+"""Relative; C libraries promise an exponential to about 2e-16, and a relevance is a few operations away from it."""
 
-Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
-ScalarT = TypeVar("ScalarT", bound=np.generic)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoldenRequest:
-    """A complete request in names and ids, as stored."""
-
-    user_id: str
-    time_us: int
-    count: int
-    candidates: int
-    quotas: dict[str, float]
-    session_item_ids: tuple[str, ...] = ()
-    price_max: float | None = None
-    cap_attribute: str = ""
-    cap_max: int = 1
-    mmr_weight: float | None = None
-    freshness_boost: float = 0.0
-    freshness_half_life_days: float = 30.0
-
-    def query(self, bundle: Bundle) -> Query:
-        """The request against a bundle."""
-        session = bundle.catalogue.rows_of_ids(self.session_item_ids)
-        caps = (Cap(self.cap_attribute, self.cap_max),) if self.cap_attribute else ()
-        fresh = Freshness(self.freshness_boost, self.freshness_half_life_days) if self.freshness_boost else None
-        return Query(
-            kind=QueryKind.RECOMMEND,
-            user_id=self.user_id,
-            count=self.count,
-            time_us=self.time_us,
-            context=ColumnValues.missing(bundle.schema.context_layout, 1),
-            session_rows=session[session >= 0],
-            filter=ItemFilter(price_max=self.price_max),
-            rerank=RerankOptions(caps=caps, mmr_weight=self.mmr_weight, freshness=fresh),
-            candidates=self.candidates,
-            quotas=tuple(Quota(name, weight) for name, weight in self.quotas.items()),
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GoldenSet:
-    """Requests with their users' states and the stages' arrays.
-
-    Attributes:
-        requests: as stored.
-        states: one per request.
-        arrays: expectations and stage inputs; the names are those that `replay` reads.
-    """
-
-    requests: Sequence[GoldenRequest]
-    states: Sequence[UserState]
-    arrays: Arrays = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The content of `requests.json`."""
-        return json.dumps([asdict(each) for each in self.requests], indent=1, ensure_ascii=False)
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The content of `stages.npz`."""
-        return {**pack_states(self.states), **self.arrays}
-
-    @staticmethod
-    def load(bundle: Bundle) -> GoldenSet:
-        """Read what the bundle stores.
-
-        Raises:
-            BundleCorruptError: a file is malformed.
-        """
-        try:
-            stored = json.loads(bundle.file(REQUESTS_FILE).read_text("utf-8"))
-            requests = [
-                GoldenRequest(**{**each, "session_item_ids": tuple(each["session_item_ids"])}) for each in stored
-            ]
-            with np.load(bundle.file(STAGES_FILE), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            return GoldenSet(requests, unpack_states(arrays, len(requests)), arrays)
-        except (KeyError, TypeError, ValueError, OSError, BadZipFile) as error:
-            raise BundleCorruptError(f"the golden requests cannot be read: {error}", file=STAGES_FILE) from error
-
-    def array(self, name: str, dtype: type[ScalarT]) -> NDArray[ScalarT]:
-        """A stored array.
-
-        Raises:
-            BundleCorruptError: it is missing, or of another type.
-        """
-        return _array(self.arrays, name, dtype)
-
-    def subjects(self, bundle: Bundle) -> list[Subject]:
-        """The requests' users in terms of the bundle's rows, without vectors."""
-        queries = [each.query(bundle) for each in self.requests]
-        return [
-            subject(state, bundle.catalogue, context=q.context, time_us=q.time_us, session_rows=q.session_rows)
-            for q, state in zip(queries, self.states, strict=True)
-        ]
-
-
-def pack_states(states: Sequence[UserState]) -> dict[str, NDArray[np.generic]]:
-    """States as arrays: `known`, `user.*` and `history.*`."""
-    users = ColumnValues.concat([state.columns for state in states])
-    histories = [state.history for state in states]
-    return {
-        "known": np.array([state.known for state in states], np.uint8),
-        "user.numbers": users.numbers,
-        "user.codes": users.codes,
-        "user.times": users.times,
-        "user.list_codes": users.list_codes,
-        "user.list_offsets": users.list_offsets,
-        "history.offsets": np.cumsum([0, *(each.keys.size for each in histories)], dtype=np.int64),
-        "history.keys": np.concatenate([each.keys for each in histories]),
-        "history.events": np.concatenate([each.events for each in histories]),
-        "history.counts": np.concatenate([each.counts for each in histories]),
-        "history.last_us": np.concatenate([each.last_us for each in histories]),
-    }
-
-
-def unpack_states(arrays: Arrays, count: int) -> list[UserState]:
-    """The inverse of `pack_states`.
-
-    Raises:
-        BundleCorruptError: an array is missing, or of another type.
-    """
-    users = ColumnValues(
-        _array(arrays, "user.numbers", np.float64),
-        _array(arrays, "user.codes", np.int32),
-        _array(arrays, "user.times", np.int64),
-        _array(arrays, "user.list_codes", np.int32),
-        _array(arrays, "user.list_offsets", np.int64),
-    )
-    histories = History(
-        _array(arrays, "history.keys", np.uint64),
-        _array(arrays, "history.events", np.int32),
-        _array(arrays, "history.counts", np.float64),
-        _array(arrays, "history.last_us", np.int64),
-    )
-    known, parts = _array(arrays, "known", np.uint8), _parts(_array(arrays, "history.offsets", np.int64))
-    return [
-        UserState(known=bool(known[row]), columns=users.row(row), history=histories.slice(parts[row]))
-        for row in range(count)
-    ]
+Words = Callable[[Sequence[int]], str]
+"""Says what is at an index of an array."""
 
 
 def replay(pipeline: Pipeline, *, same_cpu: bool) -> list[str]:
@@ -200,7 +53,8 @@ def replay(pipeline: Pipeline, *, same_cpu: bool) -> list[str]:
 
     Args:
         pipeline: over the bundle's own engines.
-        same_cpu: whether this machine has the class of CPU that exported; only then are whole lists compared.
+        same_cpu: whether this machine is of the class that exported (`recserve.server.pipeline.host.this_host`); only
+            then are relevances bit-equal and whole lists compared.
 
     Returns:
         The stages that were checked; empty where the bundle stores no golden requests.
@@ -211,37 +65,81 @@ def replay(pipeline: Pipeline, *, same_cpu: bool) -> list[str]:
     """
     if not pipeline.bundle.manifest.golden.requests:
         return []
-    checks = _Checks(pipeline, GoldenSet.load(pipeline.bundle))
-    stages = {"embed": checks.embed, "retrieve": checks.retrieve, "rerank": checks.rerank}
+    golden = GoldenSet.load(pipeline.bundle)
+    _check_names(golden.requests, pipeline)
+    stages = _Stages(pipeline, golden, same_cpu=same_cpu)
+    wanted: dict[str, Callable[[], None]] = {"embed": stages.embed, "retrieve": stages.retrieve}
     if pipeline.objectives:
-        stages |= {"features": checks.features, "rank": checks.rank}
+        wanted |= {"features": stages.features, "rank": stages.rank}
+    wanted["rerank"] = stages.rerank
     if same_cpu:
-        stages["list"] = checks.lists
-    for check in stages.values():
-        check()
-    return list(stages)
+        wanted["list"] = stages.lists
+    for name, check in wanted.items():
+        try:
+            check()
+        except (ValueError, IndexError) as error:  # how kernels and engines refuse arrays
+            raise BundleCorruptError(
+                f"golden stage {name} refuses its stored inputs: {error}", file=STAGES_FILE, field=name
+            ) from error
+    return list(wanted)
 
 
-class _Checks:
+def _check_names(requests: Sequence[GoldenRequest], pipeline: Pipeline) -> None:
+    """Stored requests name only what the bundle has."""
+    catalogue = pipeline.bundle.catalogue
+    roles = {part: catalogue.role(part) for part in catalogue.roles}
+    categories = {name for name, column in catalogue.columns.items() if isinstance(column, CategoryColumn)}
+    numbers = {part for part, column in roles.items() if isinstance(column, NumberColumn)}
+    times = {part for part, column in roles.items() if isinstance(column, TimeColumn)}
+    for index, each in enumerate(requests):
+        asked = {
+            "quotas": (set(each.quotas), set(pipeline.sources)),
+            "cap_attribute": ({each.cap_attribute} - {""}, categories),
+            "price_max": ({"price"} if each.price_max is not None else set(), numbers),
+            "freshness_boost": ({"launch_time"} if each.freshness_boost else set(), times),
+        }
+        for field, (wanted, there) in asked.items():
+            if not wanted <= there:
+                raise BundleCorruptError(
+                    f"golden request {index} asks for what the bundle lacks",
+                    file=REQUESTS_FILE,
+                    field=field,
+                    expected=f"of {sorted(there)}",
+                    found=sorted(wanted - there),
+                )
+
+
+class _Stages:
     """One method a stage; each raises BundleGoldenError where the stage answers otherwise than at export."""
 
-    def __init__(self, pipeline: Pipeline, golden: GoldenSet) -> None:
+    def __init__(self, pipeline: Pipeline, golden: GoldenSet, *, same_cpu: bool) -> None:
         self._pipeline = pipeline
         self._bundle = pipeline.bundle
         self._golden = golden
+        self._same_cpu = same_cpu
+        self._count = len(golden.requests)
 
     def embed(self) -> None:
         subjects = self._golden.subjects(self._bundle)
         for name, tower in self._pipeline.engines.towers.items():
-            expected = self._golden.array(f"embed.{name}", np.float32)
-            difference = np.abs(tower.embed(**tower_users(subjects)) - expected)
+            space = self._bundle.spaces[name].spec
+            expected = self._golden.array(f"embed.{name}", np.float32, self._count, space.dim)
+            try:
+                found = tower.embed(**tower_users(subjects))
+            except Exception as error:  # onnxruntime's errors share no narrower class
+                raise BundleGoldenError(
+                    f"the golden requests' users have no vectors: {error}",
+                    file=space.user_tower.file,
+                    field=f"embed.{name}",
+                ) from error
+            difference = np.abs(found - expected)
             # Other builds of onnxruntime may sum in another order, by amounts in proportion to the vectors' length.
             tolerance = TOWER_TOLERANCE * float(np.sqrt(np.mean(np.sum(expected.astype(np.float64) ** 2, axis=1))))
             if not bool(np.all(difference <= tolerance)):
                 request = int(np.argmax(difference.max(axis=1)))
                 raise BundleGoldenError(
                     f"golden request {request}: the user tower of space {name!r} gives another vector than at export",
-                    file=self._bundle.spaces[name].spec.user_tower.file,
+                    file=space.user_tower.file,
                     field=f"embed.{name}",
                     expected=f"a difference of at most {tolerance:.3g}",
                     found=float(difference.max()),
@@ -249,12 +147,13 @@ class _Checks:
 
     def retrieve(self) -> None:
         for name, searcher in self._pipeline.engines.searchers.items():
-            rows = self._golden.array(f"retrieve.{name}.rows", np.int64)
-            scores = self._golden.array(f"retrieve.{name}.scores", np.float32)
-            queries = self._golden.array(f"retrieve.{name}.queries", np.float32)
+            queries = self._golden.array(f"retrieve.{name}.queries", np.float32, ANY, self._bundle.spaces[name].dim)
+            rows = self._golden.array(f"retrieve.{name}.rows", np.int64, len(queries), ANY)
+            scores = self._golden.array(f"retrieve.{name}.scores", np.float32, *rows.shape)
             promised = float(self._golden.array(f"retrieve.{name}.recall", np.float64))
             k = min(self._bundle.manifest.golden.retrieval_k, rows.shape[1])
             found = searcher.search(queries, k, [None] * len(queries))
+            self._require_scores(name, found, rows, scores)
             recall = mean_recall([mine for mine, _ in found], rows, scores, k)
             if recall < promised:
                 raise BundleGoldenError(
@@ -265,57 +164,133 @@ class _Checks:
                     found=recall,
                 )
 
+    def _require_scores(
+        self,
+        name: str,
+        found: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
+        rows: NDArray[np.int64],
+        scores: NDArray[np.float32],
+    ) -> None:
+        """Whatever was found, its score is that of exact search: an index proposes, the vectors decide."""
+        for query, (mine, by) in enumerate(found):
+            both, here, there = np.intersect1d(mine, rows[query], return_indices=True)
+            words = self._query_words(query, both)
+            _require_equal(scores[query][there], by[here], f"retrieve.{name}.scores", words)
+
     def features(self) -> None:
         schema, spaces = self._bundle.schema, self._bundle.spaces
         subjects, candidates = self._stage_inputs()
         batch = assemble(schema, subjects, candidates, {name: space.dim for name, space in spaces.items()})
         found = self._pipeline.engines.features.compute(item_arrays(self._bundle), batch)
-        names = [feature.name for feature in schema.features]
-        _require_equal(self._golden.array("features.matrix", np.float32), found, "features.matrix", columns=names)
+        _require_equal(self._matrix(batch.rows.size), found, "features.matrix", self._cell(schema.names))
 
     def rank(self) -> None:
         ranker, objectives = self._pipeline.engines.ranker, self._pipeline.objectives
         if ranker is None:
             return
-        margins = ranker.margins(self._golden.array("features.matrix", np.float32))
-        _require_equal(self._golden.array("rank.margins", np.float64), margins, "rank.margins", columns=objectives)
-        expected, found = self._golden.array("rank.relevance", np.float64), ranker.relevance(margins)
-        _require_equal(expected, found, "rank.relevance", columns=objectives)
+        rows = self._golden.array("features.rows", np.int64, ANY).size
+        margins = ranker.margins(np.ascontiguousarray(self._matrix(rows)))
+        expected = self._golden.array("rank.margins", np.float64, rows, len(objectives))
+        _require_equal(expected, margins, "rank.margins", self._cell(objectives))
+        expected = self._golden.array("rank.relevance", np.float64, rows, len(objectives))
+        tolerance = 0.0 if self._same_cpu else RELEVANCE_TOLERANCE
+        _require_equal(
+            expected, ranker.relevance(margins), "rank.relevance", self._cell(objectives), tolerance=tolerance
+        )
 
     def rerank(self) -> None:
         golden = self._golden
-        candidates = _parts(golden.array("features.offsets", np.int64))
-        places = _parts(golden.array("rerank.offsets", np.int64))
-        scores, rows = golden.array("rerank.scores", np.float64), golden.array("features.rows", np.int64)
-        positions = golden.array("rerank.positions", np.int64)
-        for request, stored in enumerate(golden.requests):
-            mine, options = candidates[request], stored.query(self._bundle).rerank
-            found, _ = self._pipeline.choose(scores[mine], rows[mine], stored.count, options)
-            _require_equal(positions[places[request]], found, "rerank.positions", request=request)
+        rows = golden.array("features.rows", np.int64, ANY)
+        scores = golden.array("rerank.scores", np.float64, rows.size)
+        positions = golden.array("rerank.positions", np.int64, ANY)
+        candidates = golden.parts("features.offsets", self._count, rows.size)
+        places = golden.parts("rerank.offsets", self._count, positions.size)
+        for request, query in enumerate(golden.queries(self._bundle)):
+            mine = candidates[request]
+            found, _ = self._pipeline.choose(scores[mine], rows[mine], query.count, query.rerank)
+            _require_equal(positions[places[request]], found, "rerank.positions", _place(request))
 
     def lists(self) -> None:
         golden = self._golden
-        rows, scores = golden.array("list.rows", np.int64), golden.array("list.scores", np.float64)
-        parts = _parts(golden.array("list.offsets", np.int64))
-        queries = [each.query(self._bundle) for each in golden.requests]
-        for request, answer in enumerate(self._pipeline.run(list(zip(queries, golden.states, strict=True)))):
+        rows = golden.array("list.rows", np.int64, ANY)
+        scores = golden.array("list.scores", np.float64, rows.size)
+        parts = golden.parts("list.offsets", self._count, rows.size)
+        work = list(zip(golden.queries(self._bundle), golden.states, strict=True))
+        for request, answer in enumerate(self._pipeline.run(work)):
             if not isinstance(answer, Result):
                 raise BundleGoldenError(f"golden request {request} fails: {answer}", field="list.rows") from answer
-            _require_equal(rows[parts[request]], answer.rows, "list.rows", request=request)
-            _require_equal(scores[parts[request]], answer.scores, "list.scores", request=request)
+            _require_equal(rows[parts[request]], answer.rows, "list.rows", _place(request))
+            _require_equal(scores[parts[request]], answer.scores, "list.scores", _place(request))
+
+    def _matrix(self, rows: int) -> NDArray[np.float32]:
+        return self._golden.array("features.matrix", np.float32, rows, len(self._bundle.schema.features))
 
     def _stage_inputs(self) -> tuple[list[Subject], list[Candidates]]:
         """The stored inputs of the feature stage: subjects with their vectors, and their candidates."""
         golden, subjects = self._golden, self._golden.subjects(self._bundle)
         for name in self._bundle.schema.spaces:
-            for who, vector in zip(subjects, golden.array(f"features.vectors.{name}", np.float32), strict=True):
+            dim = self._bundle.spaces[name].dim
+            vectors = golden.array(f"features.vectors.{name}", np.float32, self._count, dim)
+            for who, vector in zip(subjects, vectors, strict=True):
                 if not np.isnan(vector).any():
                     who.vectors[name] = vector
-        sources = tuple(str(name) for name in golden.array("features.sources", np.str_))
-        rows = golden.array("features.rows", np.int64)
-        scores, ranks = golden.array("features.scores", np.float32), golden.array("features.ranks", np.int32)
-        parts = _parts(golden.array("features.offsets", np.int64))
+        sources = tuple(str(name) for name in golden.array("features.sources", np.str_, ANY))
+        rows = golden.array("features.rows", np.int64, ANY)
+        scores = golden.array("features.scores", np.float32, rows.size, len(sources))
+        ranks = golden.array("features.ranks", np.int32, rows.size, len(sources))
+        parts = golden.parts("features.offsets", self._count, rows.size)
         return subjects, [Candidates(rows[part], sources, scores[part], ranks[part]) for part in parts]
+
+    def _cell(self, columns: Sequence[str]) -> Words:
+        """Says in words which cell of a matrix over all candidates is meant."""
+        offsets = self._golden.array("features.offsets", np.int64, self._count + 1)
+        rows = self._golden.array("features.rows", np.int64, ANY)
+
+        def words(at: Sequence[int]) -> str:
+            request = int(np.searchsorted(offsets, at[0], side="right")) - 1
+            return f"golden request {request}, {self._item(rows[at[0]])}, column {columns[at[1]]!r}"
+
+        return words
+
+    def _query_words(self, query: int, rows: NDArray[np.int64]) -> Words:
+        return lambda at: f"query {query}, {self._item(rows[at[0]])}"
+
+    def _item(self, row: np.int64) -> str:
+        return f"item {self._bundle.catalogue.ids_of_rows(np.array([row]))[0]!r}"
+
+
+def _require_equal(
+    expected: NDArray[np.generic],
+    found: NDArray[np.generic],
+    name: str,
+    words: Words,
+    *,
+    tolerance: float = 0.0,
+) -> None:
+    """Equality value by value, NaN being equal to NaN; the error names the first difference."""
+    if expected.shape != found.shape:
+        raise BundleGoldenError(
+            f"{words((0, 0))}: another shape than at export",
+            file=STAGES_FILE,
+            field=name,
+            expected=expected.shape,
+            found=found.shape,
+        )
+    floating = np.issubdtype(expected.dtype, np.floating)
+    same = np.isclose(found, expected, rtol=tolerance, atol=0.0, equal_nan=True) if floating else expected == found
+    if not bool(np.all(same)):
+        where = tuple(int(index) for index in np.argwhere(~same)[0])
+        raise BundleGoldenError(
+            f"{words(where)}: another value than at export",
+            file=STAGES_FILE,
+            field=name,
+            expected=expected[where].item(),
+            found=found[where].item(),
+        )
+
+
+def _place(request: int) -> Words:
+    return lambda at: f"golden request {request}, place {at[0] + 1}"
 
 
 def item_arrays(bundle: Bundle) -> ItemArrays:
@@ -341,53 +316,3 @@ def mean_recall(
     """
     pairs = zip(found, rows, scores, strict=True)
     return float(np.mean([recall_at_k(mine, exact, by, NEAR_TIE, k=k) for mine, exact, by in pairs]))
-
-
-def _array(arrays: Arrays, name: str, dtype: type[ScalarT]) -> NDArray[ScalarT]:
-    found = arrays.get(name)
-    if found is None or not np.issubdtype(found.dtype, dtype):
-        raise BundleCorruptError(
-            "the golden requests are malformed",
-            file=STAGES_FILE,
-            field=name,
-            expected=np.dtype(dtype).name,
-            found=None if found is None else found.dtype.name,
-        )
-    return cast("NDArray[ScalarT]", found)
-
-
-def _parts(offsets: NDArray[np.int64]) -> list[slice]:
-    return [slice(int(start), int(end)) for start, end in itertools.pairwise(offsets)]
-
-
-def _require_equal(
-    expected: NDArray[np.generic],
-    found: NDArray[np.generic],
-    name: str,
-    *,
-    request: int | None = None,
-    columns: Sequence[str] = (),
-) -> None:
-    """Equality value by value, NaN being equal to NaN; the error names the first difference."""
-    which = "" if request is None else f"golden request {request}: "
-    if expected.shape != found.shape:
-        raise BundleGoldenError(
-            f"{which}another shape than at export",
-            file=STAGES_FILE,
-            field=name,
-            expected=expected.shape,
-            found=found.shape,
-        )
-    same = expected == found
-    if np.issubdtype(expected.dtype, np.floating):
-        same |= np.isnan(expected) & np.isnan(found)
-    if not bool(np.all(same)):
-        where = tuple(int(index) for index in np.argwhere(~same)[0])
-        column = f", column {columns[where[1]]!r}" if columns else ""
-        raise BundleGoldenError(
-            f"{which}another value than at export at {list(where)}{column}",
-            file=STAGES_FILE,
-            field=name,
-            expected=expected[where].item(),
-            found=found[where].item(),
-        )

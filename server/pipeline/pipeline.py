@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,8 +22,8 @@ from recserve.server.bundle.columns import CategoryColumn
 from recserve.server.bundle.reader import Bundle, Space
 from recserve.server.pipeline.assemble import Candidates, Subject, assemble, subject, tower_users
 from recserve.server.pipeline.candidates import extend, union
-from recserve.server.pipeline.errors import DeadlineExpiredError
-from recserve.server.pipeline.filters import PURCHASE_EVENT
+from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError
+from recserve.server.pipeline.filters import PURCHASE_EVENT, Filters
 from recserve.server.pipeline.golden import item_arrays, replay
 from recserve.server.pipeline.host import this_host
 from recserve.server.pipeline.ranker import Ranker, open_ranker
@@ -85,10 +86,19 @@ class _Job:
     relevance: NDArray[np.float64] | None = None
     times: StageTimes = field(default_factory=StageTimes)
     outcome: Result | Exception | None = None
+    gone: Callable[[], bool] = field(default=lambda: False)
 
     @property
     def query(self) -> Query:
         return self.request.query
+
+    def wanted(self, stage: str) -> bool:
+        """Whether somebody still waits for the answer; if not, that is the outcome, and no further work is done."""
+        if self.outcome is None and self.gone():
+            self.outcome = CallerGoneError(stage)
+        if self.outcome is None and self.query.expired():
+            self.outcome = DeadlineExpiredError(stage)
+        return self.outcome is None
 
 
 class Pipeline:
@@ -99,39 +109,49 @@ class Pipeline:
         engines: what computes.
         objectives: of the ranker, in order; empty without one.
         sources: names that a request may ask for candidates.
-        spaces: names of the vector spaces.
+        similarity_spaces: names of the spaces in which two items can be compared, those with vectors of length 1;
+            the first is the one meant where none is named.
     """
 
     def __init__(self, bundle: Bundle, engines: Engines) -> None:
         self.bundle = bundle
         self.objectives = engines.ranker.objectives if engines.ranker else ()
-        self.spaces = tuple(bundle.spaces)
+        comparable = {name: space for name, space in bundle.spaces.items() if space.normalized}
+        self.similarity_spaces = tuple(comparable)
         self.engines = engines
         self._sources = _sources(bundle, engines.searchers)
         self.sources = tuple(self._sources)
-        self._similar = Similar(bundle.spaces, engines.searchers)
+        self._similar = Similar(comparable, engines.searchers)
         self._items = item_arrays(bundle)
         events = bundle.schema.event_types
         self._purchase_code = events.index(PURCHASE_EVENT) if PURCHASE_EVENT in events else -1
+        self._filters = Filters(bundle.catalogue, self._purchase_code)
 
-    def run(self, work: Sequence[tuple[Query, UserState]]) -> list[Result | Exception]:
+    def run(
+        self, work: Sequence[tuple[Query, UserState]], *, gone: Callable[[int], bool] | None = None
+    ) -> list[Result | Exception]:
         """Answer a micro-batch.
 
         Args:
             work: queries against this pipeline's bundle, each with its user's state.
+            gone: tells whether the caller of work[i] has left; asked between stages, and between the requests of a
+                stage that goes through them one by one.
 
         Returns:
             In the order of `work`: an answer, or the RequestError of that request alone. An unexpected error of one
             request may raise for the whole batch; running the requests one by one then tells whose it is.
         """
         jobs = [_Job(self._resolve(query, state)) for query, state in work]
+        if gone is not None:
+            for index, job in enumerate(jobs):
+                job.gone = partial(gone, index)
         for name, stage in (
             ("embed", self._embed),
             ("retrieve", self._retrieve),
             ("rank", self._rank),
             ("rerank", self._rerank),
         ):
-            live = _still_wanted(jobs, name)
+            live = [job for job in jobs if job.wanted(name)]
             if live:
                 _timed(stage, live, f"{name}_us")
         return [_outcome(job) for job in jobs]
@@ -159,7 +179,7 @@ class Pipeline:
             session_rows=query.session_rows,
             user=state.columns.with_overrides(layout, overrides) if overrides else None,
         )
-        return Request(query, state, who, self.bundle.catalogue, self._purchase_code)
+        return Request(query, state, who, self._filters)
 
     # ---------------------------------------------------------------------------------------------------- embed
 
@@ -194,7 +214,7 @@ class Pipeline:
             if job.query.kind is QueryKind.RANK:
                 rows = job.query.given_rows
                 job.candidates = Candidates.given(rows[job.request.passing(rows)])
-            elif job.query.kind is QueryKind.SIMILAR:
+            elif job.query.kind is QueryKind.SIMILAR and job.wanted("retrieve"):
                 job.candidates, job.scores = self._similar.find(job.query, job.request.mask)
 
     def _ask_sources(self, jobs: Sequence[_Job]) -> list[dict[str, Proposal]]:
@@ -251,7 +271,8 @@ class Pipeline:
 
     def _rerank(self, jobs: Sequence[_Job]) -> None:
         for job in jobs:
-            job.outcome = self._answer(job)
+            if job.wanted("rerank"):
+                job.outcome = self._answer(job)
 
     def _answer(self, job: _Job) -> Result:
         """Freshness, then caps and diversity, then exactly as many as were asked for."""
@@ -288,7 +309,7 @@ class Pipeline:
         codes = [self._cap_codes(cap.attribute)[rows] for cap in options.caps]
         vectors = None
         if options.mmr_weight is not None:
-            vectors = self.bundle.spaces[options.diversity_space or self.spaces[0]].vectors
+            vectors = self.bundle.spaces[options.diversity_space or self.similarity_spaces[0]].vectors
         return self.engines.select(
             scores,
             rows,
@@ -362,17 +383,6 @@ def _sources(bundle: Bundle, searchers: Mapping[str, Searcher]) -> dict[str, Sou
 def _asked(query: Query) -> dict[str, float]:
     """Weights by source; a weight of 0 is the same as not asking."""
     return {quota.source: quota.weight for quota in query.quotas if quota.weight > 0}
-
-
-def _still_wanted(jobs: Sequence[_Job], stage: str) -> list[_Job]:
-    """Jobs without an outcome; those whose deadline has passed get theirs here, and no further work."""
-    live = []
-    for job in jobs:
-        if job.outcome is None and job.query.expired():
-            job.outcome = DeadlineExpiredError(stage)
-        if job.outcome is None:
-            live.append(job)
-    return live
 
 
 def _timed(stage: Callable[[Sequence[_Job]], None], jobs: Sequence[_Job], name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,19 +10,22 @@ from numpy.typing import NDArray
 from recserve.kernels import vectors as kernel
 from recserve.server.bundle.reader import Space
 from recserve.server.pipeline.assemble import Candidates
+from recserve.server.pipeline.candidates import with_origins
 from recserve.server.pipeline.filters import Mask
 from recserve.server.pipeline.search import Searcher
+from recserve.server.pipeline.sources import Proposal
 from recserve.server.pipeline.types import Query, Rows
 
 
 class Similar:
     """Finds neighbours of seeds.
 
-    An item's similarity to a seed is alpha times their inner product in the behaviour space plus (1 - alpha) times that
-    in the content space; its score is the similarity to its nearest seed.
+    An item's similarity to a seed is alpha times their cosine in the behaviour space plus (1 - alpha) times that in the
+    content space; its score is the similarity to its nearest seed. Both spaces have vectors of length 1: inner
+    products of others would follow the vectors' lengths, and one space's could drown the other's.
 
     Args:
-        spaces: by name; the first is the behaviour space of queries that name none.
+        spaces: by name, all normalised.
         searchers: by name.
     """
 
@@ -30,50 +33,49 @@ class Similar:
         self._spaces = spaces
         self._searchers = searchers
 
-    def find(self, query: Query, mask: Mask) -> tuple[Candidates, NDArray[np.float64]]:
+    def find(self, query: Query, mask: Mask | None) -> tuple[Candidates, NDArray[np.float64]]:
         """Up to `query.pool` passing items that are not seeds, best first, with their scores.
 
         Args:
             query: of kind SIMILAR; its `given_rows` are the seeds.
-            mask: which items pass the filter.
+            mask: which items pass the filter; None: all.
         """
         blend = self._blend(query)
-        allowed = mask.copy()
-        allowed[query.given_rows] = 0
-        rows = self._neighbours(list(blend), query, allowed)
-        products = {name: self._products(name, query.given_rows, rows) for name in blend}
-        blended = [weight * products[name].astype(np.float64) for name, weight in blend.items()]
-        scores = np.sum(blended, axis=0).max(axis=0)
+        proposals = [self._neighbours(name, query, self._without_seeds(query, mask)) for name in blend]
+        rows = np.unique(np.concatenate([each.rows for each in proposals]))
+        scores = self._similarity(blend, query.given_rows, rows).max(axis=0)
         order = np.lexsort((rows, -scores))[: query.pool]
-        nearest = np.stack([products[name].max(axis=0)[order] for name in blend], axis=1)
-        ranks = np.stack([_ranks(column) for column in nearest.T], axis=1)
-        return Candidates(rows[order], tuple(blend), nearest, ranks), scores[order]
+        return with_origins(list(blend), proposals, rows[order]), scores[order]
 
     def _blend(self, query: Query) -> dict[str, float]:
         """Weights by space; a space of weight 0 is left out."""
         behaviour = query.behaviour_space or next(iter(self._spaces))
+        if query.content_space == behaviour:
+            return {behaviour: 1.0}
         weights = ((behaviour, query.alpha), (query.content_space, 1.0 - query.alpha))
         return {name: weight for name, weight in weights if weight > 0}
 
-    def _neighbours(self, names: Sequence[str], query: Query, allowed: Mask) -> Rows:
-        """The nearest items of every seed in every space, ascending."""
-        found = [
-            rows
-            for name in names
-            for rows, _ in self._searchers[name].search(
-                self._spaces[name].vectors[query.given_rows], query.pool, [allowed] * query.given_rows.size
-            )
-        ]
-        return np.unique(np.concatenate(found))
+    def _without_seeds(self, query: Query, mask: Mask | None) -> Mask:
+        items = self._spaces[next(iter(self._spaces))].vectors.shape[0]
+        allowed = np.ones(items, np.uint8) if mask is None else mask.copy()
+        allowed[query.given_rows] = 0
+        return allowed
 
-    def _products(self, name: str, seeds: Rows, rows: Rows) -> NDArray[np.float32]:
-        """Inner products [seeds, rows]."""
-        vectors = self._spaces[name].vectors
-        return np.stack([kernel.dot_rows(vectors, vectors[seed], rows) for seed in seeds])
+    def _neighbours(self, name: str, query: Query, allowed: Mask) -> Proposal:
+        """The nearest items of every seed in one space, by the cosine to the nearest of them."""
+        seeds = self._spaces[name].vectors[query.given_rows]
+        found = self._searchers[name].search(seeds, query.pool, [allowed] * len(seeds))
+        rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        best_first = np.lexsort((rows, -scores))
+        _, first = np.unique(rows[best_first], return_index=True)
+        kept = best_first[np.sort(first)]
+        return Proposal(rows[kept], scores[kept])
 
-
-def _ranks(scores: NDArray[np.float32]) -> NDArray[np.int32]:
-    """1 for the highest score, ties in the order given."""
-    ranks = np.empty(scores.size, np.int32)
-    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, scores.size + 1)
-    return ranks
+    def _similarity(self, blend: Mapping[str, float], seeds: Rows, rows: Rows) -> NDArray[np.float64]:
+        """[seeds, rows]."""
+        similarity = np.zeros((seeds.size, rows.size))
+        for name, weight in blend.items():
+            vectors = self._spaces[name].vectors
+            cosines = np.stack([kernel.dot_rows(vectors, vectors[seed], rows) for seed in seeds])
+            similarity += weight * cosines
+        return similarity

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.columns import NumberColumn
 from recserve.server.pipeline.assemble import Subject
-from recserve.server.pipeline.filters import Mask, item_mask
+from recserve.server.pipeline.filters import Filters, Mask
 from recserve.server.pipeline.search import Searcher
 from recserve.server.pipeline.types import Query, Rows, UserState, no_rows
 
@@ -28,27 +28,16 @@ class Request:
     query: Query
     state: UserState
     subject: Subject
-    catalogue: Catalogue
-    purchase_code: int
+    filters: Filters
 
     @cached_property
-    def mask(self) -> Mask:
-        """The request's filter over all items; made when the first source needs it."""
-        return self._test(None)
+    def mask(self) -> Mask | None:
+        """The request's filter over all items, None where all pass; made when the first source needs it."""
+        return self.filters.mask(self.query.filter, self.subject, self.state)
 
     def passing(self, rows: Rows) -> NDArray[np.bool_]:
         """Which of `rows` pass the filter, without looking at the rest of the catalogue."""
-        return self._test(rows).view(np.bool_)
-
-    def _test(self, rows: Rows | None) -> Mask:
-        return item_mask(
-            self.catalogue,
-            self.query.filter,
-            self.subject,
-            self.state,
-            purchase_code=self.purchase_code,
-            rows=rows,
-        )
+        return self.filters.passing(self.query.filter, self.subject, self.state, rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,15 +105,15 @@ class PopularSource:
 
     def propose(self, requests: Sequence[Request], k: int) -> list[Proposal]:
         """The first `k` passing items of the stored order."""
-        return [self._first(request.mask, k) for request in requests]
+        return [self._first(request, k) for request in requests]
 
-    def _first(self, mask: Mask, k: int) -> Proposal:
+    def _first(self, request: Request, k: int) -> Proposal:
         """Reads the order in growing pieces: most filters are satisfied near its top."""
         parts: list[Rows] = []
         missing, start, step = k, 0, max(2 * k, 256)
         while missing > 0 and start < self._order.size:
             piece = self._order[start : start + step]
-            passing = piece[mask[piece] != 0][:missing]
+            passing = piece[request.passing(piece)][:missing]
             parts.append(passing)
             missing -= passing.size
             start, step = start + step, 2 * step

@@ -189,11 +189,11 @@ class Converter:
 
     def _spaces(self, pipeline: Pipeline, alpha: float, problems: Problems) -> tuple[str, str]:
         """Behaviour and content space; empty where its weight is 0."""
-        behaviour = (self._similar.behaviour_space or next(iter(pipeline.spaces), "")) if alpha > 0 else ""
+        behaviour = (self._similar.behaviour_space or next(iter(pipeline.similarity_spaces), "")) if alpha > 0 else ""
         content = self._similar.content_space if alpha < 1 else ""
-        if alpha > 0 and behaviour not in pipeline.spaces:
+        if alpha > 0 and behaviour not in pipeline.similarity_spaces:
             problems.lacks("alpha", _no_space("behaviour", behaviour, pipeline))
-        if alpha < 1 and content not in pipeline.spaces:
+        if alpha < 1 and content not in pipeline.similarity_spaces:
             problems.lacks("alpha", _no_space("content", content, pipeline))
         return behaviour, content
 
@@ -229,7 +229,7 @@ class _Place:
 
 def _no_space(part: str, name: str, pipeline: Pipeline) -> str:
     called = f" {name!r}" if name else ""
-    return f"the bundle lacks the {part} space{called}; it has: {listed(pipeline.spaces)}"
+    return f"the bundle lacks the {part} space{called} of length 1; it has: {listed(pipeline.similarity_spaces)}"
 
 
 def _some_known(query: Query, resolver: Resolver, item_ids: Sequence[str]) -> tuple[str, ...]:

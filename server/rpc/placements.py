@@ -111,11 +111,11 @@ def _problems(path: str, settings: PlacementSettings, pipeline: Pipeline) -> Ite
 
 
 def _space_problems(path: str, settings: PlacementSettings, pipeline: Pipeline) -> Iterator[Violation]:
-    if settings.diversity_space and settings.diversity_space not in pipeline.spaces:
-        description = _has_no("vector space", settings.diversity_space, pipeline.spaces)
+    if settings.diversity_space and settings.diversity_space not in pipeline.similarity_spaces:
+        description = _has_no("vector space of length 1", settings.diversity_space, pipeline.similarity_spaces)
         yield Violation(f"{path}.diversity_space", description)
-    if settings.mmr_weight is not None and not pipeline.spaces:
-        yield Violation(f"{path}.mmr_weight", "MMR needs a vector space; the bundle has none")
+    if settings.mmr_weight is not None and not pipeline.similarity_spaces:
+        yield Violation(f"{path}.mmr_weight", "MMR needs a vector space of length 1; the bundle has none")
 
 
 def _condition_problems(path: str, settings: PlacementSettings, pipeline: Pipeline) -> Iterator[Violation]:
@@ -133,8 +133,8 @@ def _similar_problems(settings: SimilarSettings, pipeline: Pipeline) -> Iterator
     if settings.alpha < 1:
         wanted["content_space"] = settings.content_space
     for key, space in wanted.items():
-        if space and space not in pipeline.spaces:
-            yield Violation(f"similar.{key}", _has_no("vector space", space, pipeline.spaces))
+        if space and space not in pipeline.similarity_spaces:
+            yield Violation(f"similar.{key}", _has_no("vector space of length 1", space, pipeline.similarity_spaces))
 
 
 def _has_no(what: str, name: str, valid: tuple[str, ...] | list[str]) -> str:

@@ -286,8 +286,8 @@ class Resolver:
     def _mmr_weight(self, rerank: pb.Rerank) -> float | None:
         match rerank.WhichOneof("diversity"):
             case "mmr":
-                if not self._pipeline.spaces:
-                    self._problems.lacks("rerank.mmr", "MMR needs a vector space; export the bundle with one")
+                if not self._pipeline.similarity_spaces:
+                    self._problems.lacks("rerank.mmr", "MMR needs a vector space of length 1 (normalized); export the bundle with one")
                 return rerank.mmr.relevance_weight
             case None:
                 return self._placement.rerank.mmr_weight
@@ -299,7 +299,7 @@ class Resolver:
     def quotas(self, sources: Sequence[pb.SourceQuota]) -> tuple[Quota, ...]:
         """The request's sources, or else the placement's."""
         known = self._pipeline.sources
-        defined = vocabulary.SOURCES | set(self._pipeline.spaces)
+        defined = vocabulary.SOURCES | set(self._pipeline.similarity_spaces)
         for index, source in enumerate(sources):
             if source.name not in known:
                 self._unknown_name(f"sources[{index}].name", "source", source.name, known, defined)

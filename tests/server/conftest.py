@@ -87,6 +87,12 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
         server.process.wait(SECONDS)
 
 
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ServerProcess]:
+    """Starts a server that lives as long as its caller's fixture: whoever launches it ends it."""
+    return lambda *arguments: ServerProcess(tmp_path_factory.mktemp("server"), *arguments)
+
+
 @pytest.fixture(scope="module")
 def address(tiny_originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server over the tiny bundle and snapshot, for tests that only ask."""

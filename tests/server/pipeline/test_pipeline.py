@@ -11,7 +11,7 @@ import pytest
 from recserve.kernels.features import ColumnValues
 from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
-from recserve.server.pipeline.errors import DeadlineExpiredError
+from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
 from recserve.server.pipeline.types import (
     Cap,
@@ -214,27 +214,26 @@ def test_rank_orders_what_the_caller_brings(pipeline: Pipeline, bundle: Bundle) 
     assert sorted(answer(pipeline, priced, stranger(bundle)).rows.tolist()) == [3, 42]
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.0])
-def test_similar_blends_two_spaces(pipeline: Pipeline, bundle: Bundle, alpha: float) -> None:
+def test_similar_finds_the_neighbours_of_its_seeds(pipeline: Pipeline, bundle: Bundle) -> None:
     seeds = np.array([10, 20], np.int64)
-    asked = query(
-        bundle,
-        kind=QueryKind.SIMILAR,
-        given_rows=seeds,
-        quotas=(),
-        alpha=alpha,
-        behaviour_space="als",
-        content_space="content",
-        candidates=200,
-    )
+    asked = query(bundle, kind=QueryKind.SIMILAR, given_rows=seeds, quotas=())
     found = answer(pipeline, asked, stranger(bundle))
-    behaviour, content = (bundle.spaces[name].vectors.astype(np.float64) for name in ("als", "content"))
-    blend = alpha * (behaviour @ behaviour[seeds].T) + (1 - alpha) * (content @ content[seeds].T)
-    scores = blend.max(axis=1)
+    vectors = bundle.spaces["content"].vectors.astype(np.float64)  # the bundle's only space of length 1
+    scores = (vectors @ vectors[seeds].T).max(axis=1)
     scores[seeds] = -np.inf
     exact = np.argsort(-scores, kind="stable")[:10]
     assert found.rows.tolist() == exact.tolist()
-    assert np.allclose(found.scores, scores[exact], atol=1e-5)
+    assert np.allclose(found.scores, scores[exact], atol=1e-6)
+    assert found.sources == ("content",)
+
+
+def test_diversity_uses_the_first_space_of_length_one(pipeline: Pipeline, bundle: Bundle) -> None:
+    asked = query(bundle, quotas=(Quota("popular", 1.0),), count=2, rerank=RerankOptions(mmr_weight=0.0))
+    first, second = answer(pipeline, asked, stranger(bundle)).rows.tolist()
+    vectors = bundle.spaces["content"].vectors.astype(np.float64)
+    pool = bundle.catalogue.popular_rows[:50]
+    least_similar = pool[np.argmin(np.where(pool == first, np.inf, vectors[pool] @ vectors[first]))]
+    assert second == least_similar
 
 
 def test_a_passed_deadline_stops_work_for_that_request_alone(pipeline: Pipeline, bundle: Bundle) -> None:
@@ -243,6 +242,35 @@ def test_a_passed_deadline_stops_work_for_that_request_alone(pipeline: Pipeline,
     assert isinstance(first, DeadlineExpiredError)
     assert first.stage == "embed"
     assert isinstance(second, Result)
+
+
+def test_a_caller_who_has_left_costs_no_further_stage(pipeline: Pipeline, bundle: Bundle) -> None:
+    asked: list[int] = []
+
+    def gone(index: int) -> bool:
+        asked.append(index)
+        return index == 0
+
+    first, second = pipeline.run([(query(bundle), stranger(bundle)), (query(bundle), stranger(bundle))], gone=gone)
+    assert isinstance(first, CallerGoneError)
+    assert first.stage == "embed"
+    assert isinstance(second, Result)
+    assert asked.count(0) == 1
+    assert asked.count(1) >= 4
+
+
+def test_callers_who_leave_during_a_stage_are_not_worked_for(pipeline: Pipeline, bundle: Bundle) -> None:
+    """The re-rank stage goes through requests one by one: it looks again before each."""
+    looked = 0
+
+    def gone(index: int) -> bool:
+        nonlocal looked
+        looked += index == 1
+        return index == 1 and looked > 4  # after the look before the stage, before the one within it
+
+    _, second = pipeline.run([(query(bundle), stranger(bundle)), (query(bundle), stranger(bundle))], gone=gone)
+    assert isinstance(second, CallerGoneError)
+    assert second.stage == "rerank"
 
 
 def test_a_batch_answers_as_its_requests_would_alone(pipeline: Pipeline, bundle: Bundle, snapshot: Snapshot) -> None:

@@ -28,7 +28,7 @@ class Shop:
     sources: tuple[str, ...] = ("ann", "popular", "again")
 
     @property
-    def spaces(self) -> tuple[str, ...]:
+    def similarity_spaces(self) -> tuple[str, ...]:
         return tuple(self.bundle.spaces)
 
 

@@ -154,7 +154,8 @@ class Gate:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.bundle = pipeline.bundle
-        self.objectives, self.sources, self.spaces = pipeline.objectives, pipeline.sources, pipeline.spaces
+        self.objectives, self.sources = pipeline.objectives, pipeline.sources
+        self.similarity_spaces = pipeline.similarity_spaces
         self.pipeline = pipeline
         self.open = threading.Event()
         self.inside = 0
@@ -300,7 +301,7 @@ def test_similar_items(serve):
     assert not {"item-003", "item-150"} & {item.item_id for item in response.items}
     scores = [item.score for item in response.items]
     assert scores == sorted(scores, reverse=True)
-    assert {source.name for source in response.items[0].sources} == {"als", "content"}
+    assert {source.name for source in response.items[0].sources} == {"content"}  # "als" has vectors of any length
     assert response.recommendation_id
 
 
