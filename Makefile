@@ -11,7 +11,7 @@ RUN_READY := .venv/.ready-cpu-export
 TEST_READY := .venv/.ready-$(subst $(comma),-,$(EXTRAS))
 # Editable installs link file by file: a new or removed file asks for another install, a changed .py does not.
 BUILD_INPUTS := pyproject.toml setup.py build/files.txt \
-	$(shell find proto kernels -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+	$(shell find proto kernels -name '*.proto' -o -name '*.pyx' -o -name '*.pxi' -o -name '*.h')
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-all lint format bench clean FORCE
@@ -67,5 +67,5 @@ $(TEST_READY): $(BUILD_INPUTS) | .venv/bin/python
 
 build/files.txt: FORCE
 	@mkdir -p build
-	@find kernels server exporters loadtest -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.typed' -o -name '*.html' | sort > $@.new
+	@find kernels server exporters loadtest -name '*.py' -o -name '*.pyi' -o -name '*.typed' -o -name '*.html' | sort > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@

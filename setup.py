@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
@@ -82,23 +81,14 @@ def extensions() -> list[Extension]:
             Extension(
                 ".".join(("recserve", *relative.with_suffix("").parts)),
                 [str(relative)],
-                include_dirs=[numpy.get_include(), "kernels/include"],
-                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+                include_dirs=["kernels/include"],
                 extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-Wall", "-Wno-unused-function"],
                 depends=[str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "include").glob("*.h")],
                 libraries=["m", "dl"],
             )
         )
-    cores = os.cpu_count() or 1
-    directives = {
-        "language_level": 3,
-        "boundscheck": False,
-        "wraparound": False,
-        "cdivision": True,
-        "embedsignature": True,
-    }
     compiled: list[Extension] = cythonize(
-        found, build_dir="build/cython", nthreads=cores, compiler_directives=directives
+        found, build_dir="build/cython", nthreads=os.cpu_count() or 1, compiler_directives=DIRECTIVES
     )
     return compiled
 
@@ -109,7 +99,7 @@ for folder in packages().values():
 setup(
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"": ["py.typed", "*.pyi", "*.pxd", "*.html", "*.toml"]},
+    package_data={"": ["py.typed", "*.pyi", "templates/*.html"]},
     ext_modules=extensions(),
     cmdclass={"build_py": BuildWithStubs},
     options={"build_ext": {"parallel": os.cpu_count()}},

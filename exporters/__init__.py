@@ -1,6 +1,6 @@
 """From trained models and tables to bundles and user snapshots.
 
-    spec, specfile          what an export is made of, in Python and in TOML
+    spec, specfile          what an export is made of, in Python and in TOML; consistency: whether that can be
     export                  one export from beginning to end
     tables, catalogue       the item table                 snapshot    users and their history
     towers, spaces, indexes vectors and how they are found
@@ -8,7 +8,7 @@
                             forest_parity (that both agree), calibration (margin to relevance)
     oracle, golden          what the bundle must answer, from the source models
     writer                  one directory, all or nothing
-    report, inspect         what came out, for people
+    report, inspect         what came out, for people; report_page and figures make report.html
     demo                    a simulated marketplace with models trained on it
 
 Everything is validated against its source before a bundle gets its name.

@@ -20,7 +20,8 @@ from recserve.exporters.consistency import check_spec, source_files
 from recserve.exporters.golden import golden_files, latest_event, make_golden, snapshot_users
 from recserve.exporters.oracle import load_boosters
 from recserve.exporters.ranker import compile_ranker
-from recserve.exporters.report import REPORT_FILE, Check, ExportReport, render_html
+from recserve.exporters.report import Check, ExportReport
+from recserve.exporters.report_page import REPORT_FILE, render_page
 from recserve.exporters.snapshot import export_snapshot
 from recserve.exporters.spaces import export_space
 from recserve.exporters.spec import BundleSpec, SnapshotSpec, SpaceSpec
@@ -33,7 +34,7 @@ from recserve.server.bundle.errors import BundleMismatchError
 from recserve.server.bundle.files import file_sha256
 from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
-from recserve.server.pipeline.golden_set import REQUESTS_FILE, STAGES_FILE
+from recserve.server.pipeline.golden_set import REQUESTS_FILE, STAGES_FILE, GoldenSet
 from recserve.server.pipeline.host import this_host
 from recserve.server.pipeline.pipeline import open_pipeline
 from recserve.server.pipeline.towers import TowerUsers
@@ -118,9 +119,9 @@ class _Export:
         with self._step("rankers"):
             self._write_rankers(manifest)
         with self._step("golden requests"):
-            self._write_golden(manifest)
+            bundle, golden = self._write_golden(manifest)
         with self._step("verification"):
-            self._finish(manifest)
+            self._finish(manifest, bundle, golden)
         return self._report
 
     def _begin(self) -> Manifest:
@@ -201,7 +202,8 @@ class _Export:
             what = f"LightGBM's margins on {ranker.rows_verified:,} rows"
             self._check(f"ranker {each.objective}", what, "equal bit for bit")
 
-    def _write_golden(self, manifest: Manifest) -> None:
+    def _write_golden(self, manifest: Manifest) -> tuple[Bundle, GoldenSet]:
+        """What was written, opened for the first time."""
         self._writer.seal(manifest)
         bundle = open_bundle(self._writer.root, verify=False)
         users = self._golden_users(bundle)
@@ -210,6 +212,7 @@ class _Export:
         self._writer.text(REQUESTS_FILE, requests)
         self._writer.path(STAGES_FILE).write_bytes(stages)
         manifest.golden.CopyFrom(entry)
+        return bundle, golden
 
     def _golden_users(self, bundle: Bundle) -> list[tuple[str, UserState]]:
         if self._snapshot is None:
@@ -217,14 +220,14 @@ class _Export:
         self._snapshot.check_fits(bundle)
         return snapshot_users(self._snapshot, self._spec.golden_user_ids, self._spec.golden_requests)
 
-    def _finish(self, manifest: Manifest) -> None:
+    def _finish(self, manifest: Manifest, bundle: Bundle, golden: GoldenSet) -> None:
         def check(root: Path) -> None:
             open_pipeline(open_bundle(root), allow_native_code=True)
 
         against = "the source models, stage by stage, by a pipeline over reference code"
         self._check("whole bundle", against, f"{manifest.golden.requests} golden requests answered")
         boosters = load_boosters(self._writer.root, manifest.forests)
-        self._writer.text(REPORT_FILE, render_html(self._report, self._writer.root, boosters))
+        self._writer.text(REPORT_FILE, render_page(self._report, bundle, golden, boosters))
         self._writer.commit(manifest, check)
 
     def _trial_users(self, snapshot: Snapshot) -> TowerUsers:

@@ -6,6 +6,7 @@ Paths are relative to the file. `docs/exporting.md` shows a whole one.
 from __future__ import annotations
 
 import datetime
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -250,6 +251,9 @@ def read_spec(path: Path) -> tuple[BundleSpec, SnapshotSpec | None]:
     return parsed.spec(), parsed.snapshot.spec() if parsed.snapshot else None
 
 
+_OURS = re.compile("^Input should (be|have)")
+
+
 def _problems(error: ErrorDetails) -> Iterator[str]:
     """What pydantic found, in this project's words."""
     where, found = _dotted(error["loc"]), error["input"]
@@ -264,7 +268,7 @@ def _problems(error: ErrorDetails) -> Iterator[str]:
             yield from (f"{where}: {each}" for each in listed)
         case _:
             seen = f", found {found!r}" if isinstance(found, (str, int, float, bool)) else ""
-            yield f"{where}: {error['msg'].replace('Input should be', 'expected', 1)}{seen}"
+            yield f"{where}: {_OURS.sub('expected', error['msg'])}{seen}"
 
 
 def _dotted(path: tuple[int | str, ...]) -> str:

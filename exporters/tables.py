@@ -126,8 +126,9 @@ def _read_csv(path: Path, text: set[str], lists: set[str]) -> pa.Table:
     table = pa.csv.read_csv(path, convert_options=options)
     for index, name in enumerate(table.column_names):
         if name in lists:
-            split = pc.split_pattern(table.column(index), LIST_SEPARATOR)
-            table = table.set_column(index, name, split)
+            # No value at all is an empty list, also where it is quoted.
+            joined = pc.if_else(pc.equal(table.column(index), ""), None, table.column(index))
+            table = table.set_column(index, name, pc.split_pattern(joined, LIST_SEPARATOR))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,13 +36,20 @@ FORBIDDEN_OUTSIDE = {
 
 
 def imports(source: str) -> Iterator[tuple[int, str]]:
-    """Every imported module of a Python source, with its line."""
+    """Every imported module of a Python source, with its line; a relative import counts as one of ours by its dots."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            for alias in node.names:
-                yield node.lineno, f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.ImportFrom):
+            module = "recserve." + "." * node.level if node.level else node.module
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def cython_imports(source: str) -> Iterator[tuple[int, str]]:
+    """The same for a Cython source, whose imports and cimports stand on lines of their own."""
+    for number, line in enumerate(source.splitlines(), 1):
+        if found := re.match(r"\s*(?:from\s+(\S+)\s+)?c?import\s+(\w+)", line):
+            yield number, ".".join(part for part in found.groups() if part)
 
 
 def within(module: str, packages: tuple[str, ...]) -> bool:
@@ -57,7 +65,7 @@ def violations(relative: str, source: str) -> list[str]:
     )
     return [
         f"{relative}:{line} {module}"
-        for line, module in imports(source)
+        for line, module in (imports if relative.endswith(".py") else cython_imports)(source)
         if (within(module, ("recserve",)) and allowed is not None and not within(module, allowed))
         or within(module, outside)
     ]
@@ -65,7 +73,7 @@ def violations(relative: str, source: str) -> list[str]:
 
 @pytest.mark.parametrize("folder", ["kernels", "server", "exporters", "loadtest"])
 def test_no_forbidden_import(folder: str) -> None:
-    files = sorted((ROOT / folder).rglob("*.py"))
+    files = sorted(file for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".pyx", ".pxi"))
     assert files
     found = [v for file in files for v in violations(str(file.relative_to(ROOT)), file.read_text("utf-8"))]
     assert found == []
@@ -82,6 +90,9 @@ def test_no_forbidden_import(folder: str) -> None:
         ("server/rpc/x.py", "def f():\n    import lightgbm"),
         ("exporters/x.py", "from recserve.server.rpc.status import TABLE"),
         ("exporters/x.py", "import recserve.loadtest"),
+        ("kernels/x.py", "from ..server.bundle import reader"),
+        ("kernels/x.pyx", "from recserve.server.bundle cimport reader"),
+        ("kernels/x.pxi", "    cimport recserve.exporters.demo"),
     ],
 )
 def test_forbidden_imports_are_found(relative: str, source: str) -> None:

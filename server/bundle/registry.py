@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 ReadyT = TypeVar("ReadyT")
@@ -16,8 +17,13 @@ class BundleRegistry(Generic[ReadyT]):
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._ready: dict[str, ReadyT] = {}
+        self._lock = threading.Lock()  # held by who changes; the mapping is replaced, so readers need none
+        self._ready: Mapping[str, ReadyT] = {}
+
+    @property
+    def ready(self) -> Mapping[str, ReadyT]:
+        """What is in service by name, the default first: as of now, whatever happens next."""
+        return self._ready
 
     def add(self, name: str, ready: ReadyT) -> None:
         """Put a new name into service.
@@ -30,7 +36,7 @@ class BundleRegistry(Generic[ReadyT]):
         with self._lock:
             if name in self._ready:
                 raise ValueError(f"a bundle named {name!r} is in service: replace it, or take another name")
-            self._ready[name] = ready
+            self._ready = {**self._ready, name: ready}
 
     def replace(self, name: str, ready: ReadyT) -> ReadyT:
         """Swap what answers under a name.
@@ -43,7 +49,7 @@ class BundleRegistry(Generic[ReadyT]):
         """
         with self._lock:
             old = self._ready[name]
-            self._ready[name] = ready
+            self._ready = {**self._ready, name: ready}
             return old
 
     def remove(self, name: str) -> ReadyT:
@@ -53,21 +59,6 @@ class BundleRegistry(Generic[ReadyT]):
             KeyError: nothing is in service under that name.
         """
         with self._lock:
-            return self._ready.pop(name)
-
-    def get(self, name: str) -> ReadyT | None:
-        """What answers under a name, None where nothing does."""
-        with self._lock:
-            return self._ready.get(name)
-
-    @property
-    def default(self) -> ReadyT | None:
-        """What answers where no name is given, None where nothing is in service."""
-        with self._lock:
-            return next(iter(self._ready.values()), None)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names in service, the default first."""
-        with self._lock:
-            return tuple(self._ready)
+            old = self._ready[name]
+            self._ready = {each: ready for each, ready in self._ready.items() if each != name}
+            return old

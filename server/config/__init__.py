@@ -8,6 +8,7 @@ from __future__ import annotations
 from recserve.server.config.load import Assignment, ConfigError, load_settings
 from recserve.server.config.model import (
     DEFAULT_PLACEMENT,
+    MAX_WEIGHT,
     AdmissionSettings,
     BundleSettings,
     CapSettings,
@@ -24,6 +25,7 @@ from recserve.server.config.model import (
 
 __all__ = [
     "DEFAULT_PLACEMENT",
+    "MAX_WEIGHT",
     "AdmissionSettings",
     "Assignment",
     "BundleSettings",

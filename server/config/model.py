@@ -16,6 +16,9 @@ from pydantic.types import JsonValue
 DEFAULT_PLACEMENT = "default"
 """The placement of requests that name none; it always exists."""
 
+MAX_WEIGHT = 1e6
+"""The largest weight of a source or objective, here and in requests: sums of them and products with them stay finite."""
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
 
@@ -40,7 +43,8 @@ class ServerSettings(_Section):
         default=4 * 1024 * 1024,
         ge=64 * 1024,
         le=256 * 1024 * 1024,
-        description="Largest message received or sent; the transport answers RESOURCE_EXHAUSTED beyond it.",
+        description="Largest request; the transport answers RESOURCE_EXHAUSTED beyond it. For answers, the caller's "
+        "own limit holds.",
         json_schema_extra=_unit("bytes"),
     )
     default_deadline_ms: int = Field(
@@ -54,7 +58,8 @@ class ServerSettings(_Section):
         default=10.0,
         ge=0,
         le=3600,
-        description="How long requests in flight may take to finish after SIGTERM; at least `default_deadline_ms`.",
+        description="How long requests in flight may take to finish after SIGTERM, at least `default_deadline_ms`; "
+        "what takes longer is cut off, and the process ends about a second later.",
         json_schema_extra=_unit("s"),
     )
     reflection: bool = Field(
@@ -147,10 +152,11 @@ class AdmissionSettings(_Section):
     """How much load is let in."""
 
     max_queue: int = Field(
-        default=256,
+        default=1024,
         ge=1,
         le=1_000_000,
-        description="Requests that may wait for a compute thread; more are answered RESOURCE_EXHAUSTED at once.",
+        description="Requests that may wait for an answer, each of a BatchRecommend's (up to 256) counted; more are "
+        "answered RESOURCE_EXHAUSTED at once.",
         json_schema_extra=_unit("requests"),
     )
 
@@ -159,7 +165,7 @@ class SourceSettings(_Section):
     """A candidate source with its share."""
 
     name: Name = Field(description="Such as `ann`, another vector space of the bundle, `popular`, `again`.")
-    weight: float = Field(ge=0, le=1e6, description="Share of the candidates, relative to the other sources' weights.")
+    weight: float = Field(ge=0, le=MAX_WEIGHT, description="Share of the candidates, relative to the other sources' weights.")
 
 
 class CapSettings(_Section):
@@ -222,7 +228,7 @@ class PlacementSettings(_Section):
         default="", description="Normalised vector space in which MMR measures similarity; empty: the bundle's first."
     )
     freshness: FreshnessSettings | None = Field(default=None, description="Gain of new items; absent: none.")
-    objective_weights: Mapping[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
+    objective_weights: Mapping[str, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = Field(
         default_factory=dict, description="Weights of the ranker's objectives by name; empty: the bundle's."
     )
     in_stock: bool = Field(

@@ -3,20 +3,25 @@
 RecserveError
 ├── BundleError                  see recserve.server.bundle.errors
 └── RequestError
-├── InvalidRequestError      the caller's fault: every bad field at once
-├── UnknownItemsError        none of the items asked about is known
-├── BundleLacksError         defined, but this bundle or build lacks it
-├── DeadlineExpiredError     the caller's deadline passed while queued or between stages
-├── OverloadedError          more load than the queue can serve in time
-└── NotReadyError            no bundle ready, or draining
+    ├── InvalidRequestError      the caller's fault: every bad field at once
+    ├── UnknownItemsError        none of the items asked about is known
+    ├── BundleLacksError         defined, but this bundle or build lacks it
+    ├── DeadlineExpiredError     the caller's deadline passed while queued or between stages
+    ├── CallerGoneError          the caller left while queued or between stages
+    ├── OverloadedError          more load than the queue can serve in time
+    └── NotReadyError            no bundle ready, or draining
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from recserve.server.bundle.errors import RecserveError
+
+_SHOWN_VIOLATIONS: Final = 10
+"""How many the text of an InvalidRequestError names; all that were kept are in its `violations`."""
 
 
 class RequestError(RecserveError):
@@ -32,11 +37,20 @@ class Violation:
 
 
 class InvalidRequestError(RequestError):
-    """Fields are missing, out of range, NaN, too long, or name what nothing defines."""
+    """Fields are missing, out of range, NaN, too long, or name what nothing defines.
 
-    def __init__(self, violations: Sequence[Violation]) -> None:
+    Args:
+        violations: what is wrong, the first found first.
+        more: how many further violations there are that nobody has kept.
+    """
+
+    def __init__(self, violations: Sequence[Violation], more: int = 0) -> None:
         self.violations = tuple(violations)
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in self.violations))
+        self.more = more
+        shown = self.violations[:_SHOWN_VIOLATIONS]
+        unsaid = len(self.violations) - len(shown) + more
+        parts = [f"{v.field}: {v.description}" for v in shown] + ([f"and {unsaid} more"] if unsaid else [])
+        super().__init__("; ".join(parts))
 
 
 class UnknownItemsError(RequestError):

@@ -9,17 +9,22 @@ from what queues up while all threads are busy.
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import logging
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from recserve.server.pipeline.errors import DeadlineExpiredError, NotReadyError
 from recserve.server.pipeline.types import Query, Result, UserState
 
 logger = logging.getLogger(__name__)
+
+_MAX_CANDIDATES: Final = 16_384
+"""Most candidates of all requests in one batch. What a batch shares, a call of each kernel, is nothing beside the work
+of a few hundred candidates, but each request waits for the work of all: beyond this, sharing only adds to latency."""
 
 Outcome = Result | Exception
 """An answer, or why there is none."""
@@ -28,8 +33,15 @@ Outcome = Result | Exception
 class Runnable(Protocol):
     """What the compute threads run; recserve.server.pipeline.pipeline.Pipeline in the server."""
 
-    def run(self, work: Sequence[tuple[Query, UserState]]) -> list[Outcome]:
-        """Outcomes in the order of `work`; called from several threads at once."""
+    def run(
+        self, work: Sequence[tuple[Query, UserState]], *, gone: Callable[[int], bool] | None = None
+    ) -> list[Outcome]:
+        """Outcomes in the order of `work`; called from several threads at once.
+
+        Args:
+            work: queries with their users' states.
+            gone: tells whether nobody waits for work[i] any more, so that no further work is put into it.
+        """
         ...
 
 
@@ -69,6 +81,8 @@ class _Entry:
 class Batcher:
     """Micro-batches for `threads` compute threads. Used on one event loop, which must run when it is made.
 
+    The threads are daemons: a kernel cannot be interrupted, and a process that has to end does not wait for one.
+
     Args:
         threads: compute threads.
         max_batch: most requests in one batch.
@@ -81,12 +95,16 @@ class Batcher:
         self._max_batch = max_batch
         self._observe = observe
         self._idle = threads
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="compute")
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[_Entry, None] = {}  # in order of arrival; a caller who leaves is taken out at once
-        self._running: set[asyncio.Future[_Computed]] = set()
+        self._batches: queue.SimpleQueue[list[_Entry] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name="compute", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
         self._dispatching = False
         self._open = True
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
 
     async def submit(self, pipeline: Runnable, query: Query, state: UserState) -> tuple[Result, int]:
         """Answer one request. Cancelling the call takes it out of the queue and disturbs no other.
@@ -111,11 +129,13 @@ class Batcher:
         if query.deadline is not None:
             timer = self._loop.call_later(query.deadline - entry.enqueued, entry.expire)
         self._waiting[entry] = None
+        self._at_rest.clear()
         self._wake()
         try:
             outcome = await entry.outcome
         finally:
             self._waiting.pop(entry, None)
+            self._note_rest()
             if timer is not None:
                 timer.cancel()
         if isinstance(outcome, Exception):
@@ -123,12 +143,16 @@ class Batcher:
         return outcome, entry.queue_us()
 
     async def close(self) -> None:
-        """Refuse new requests, finish those that were submitted, end the threads."""
+        """Refuse new requests, finish those that were submitted, end the threads.
+
+        Cancelling it stops the waiting: each thread then ends by itself with the batch that it is at.
+        """
         self._open = False
-        while self._waiting or self._running:
-            pending: set[asyncio.Future[Any]] = {*(entry.outcome for entry in self._waiting), *self._running}
-            await asyncio.wait(pending)
-        self._executor.shutdown()
+        try:
+            await self._at_rest.wait()
+        finally:
+            for _ in self._threads:
+                self._batches.put(None)
 
     def _wake(self) -> None:
         """Dispatch once this turn of the loop is over, so that requests which arrived together go together."""
@@ -140,32 +164,44 @@ class Batcher:
         self._dispatching = False
         while self._idle and (batch := self._take()):
             self._idle -= 1
-            job = self._loop.run_in_executor(self._executor, _compute, batch)
-            self._running.add(job)
-            job.add_done_callback(functools.partial(self._finished, batch))
+            self._batches.put(batch)
 
     def _take(self) -> list[_Entry]:
         """The next batch: the oldest request and its fellows, but no more than each idle thread's fair share."""
         most = min(self._max_batch, -(-len(self._waiting) // self._idle))
         batch: list[_Entry] = []
+        candidates = 0
         for entry in self._waiting:
-            if len(batch) == most:
-                break
             # Who is no longer wanted is taken out by the timer, or by the caller's departure.
-            if entry.wanted() and (not batch or entry.pipeline is batch[0].pipeline):
-                batch.append(entry)
+            if not entry.wanted() or (batch and entry.pipeline is not batch[0].pipeline):
+                continue
+            candidates += entry.query.pool
+            if batch and (len(batch) == most or candidates > _MAX_CANDIDATES):
+                break
+            batch.append(entry)
         for entry in batch:
             del self._waiting[entry]
         return batch
 
-    def _finished(self, batch: list[_Entry], job: asyncio.Future[_Computed]) -> None:
+    def _work(self) -> None:
+        """A compute thread: run batches until there is None."""
+        while (batch := self._batches.get()) is not None:
+            computed = _compute(batch)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(self._finished, batch, computed)
+            del batch, computed  # an idle thread must not keep the bundle of its last batch
+
+    def _finished(self, batch: list[_Entry], computed: _Computed) -> None:
         self._idle += 1
-        self._running.discard(job)
-        computed = job.result()
         self._observe(computed.seconds, len(batch))
         for entry, outcome in zip(batch, computed.outcomes, strict=True):
             entry.deliver(outcome)
         self._dispatch()
+        self._note_rest()
+
+    def _note_rest(self) -> None:
+        if not self._waiting and self._idle == len(self._threads):
+            self._at_rest.set()
 
 
 class _Computed(NamedTuple):
@@ -201,7 +237,9 @@ def _run_alone(entry: _Entry) -> Outcome:
 
 def _run(batch: list[_Entry]) -> list[Outcome]:
     """One call of the pipeline that all entries share."""
-    outcomes = batch[0].pipeline.run([(entry.query, entry.state) for entry in batch])
+    outcomes = batch[0].pipeline.run(
+        [(entry.query, entry.state) for entry in batch], gone=lambda index: batch[index].outcome.done()
+    )
     if len(outcomes) != len(batch):
         raise RuntimeError(f"the pipeline gave {len(outcomes)} outcomes for {len(batch)} requests")
     return outcomes

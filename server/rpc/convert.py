@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import DEFAULT_PLACEMENT, Settings
 from recserve.server.pipeline.errors import NotReadyError, UnknownItemsError
-from recserve.server.pipeline.types import Query, QueryKind, RerankOptions
+from recserve.server.pipeline.types import Query, QueryKind, RerankOptions, Rows
 from recserve.server.rpc import limits, validate
 from recserve.server.rpc.placements import Placement, Placements
 from recserve.server.rpc.problems import Problems, listed, quoted
@@ -38,6 +38,8 @@ class Job:
     unknown_item_ids: tuple[str, ...] = ()
     """Of the items asked about."""
     record_shown: bool = False
+    needs_state: bool = False
+    """The request itself excludes what its user bought or was shown: without state there is no answer to it."""
 
 
 def new_request_id() -> str:
@@ -107,6 +109,7 @@ class Converter:
         count = request.count if request.HasField("count") else limits.DEFAULT_COUNT
         alpha = request.alpha if request.HasField("alpha") else self._similar.alpha
         behaviour, content = self._spaces(place.pipeline, alpha, problems)
+        given, unknown = resolver.items(request.item_ids)
         query = Query(
             kind=QueryKind.SIMILAR,
             user_id=request.user_id,
@@ -115,7 +118,7 @@ class Converter:
             context=resolver.context(context),
             user_overrides=resolver.user_overrides(context),
             session_rows=resolver.known_rows(context.session_item_ids),
-            given_rows=resolver.known_rows(request.item_ids),
+            given_rows=given,
             filter=resolver.filter(request.filter, context.country, has_user=bool(request.user_id)),
             rerank=RerankOptions(),
             candidates=place.placement.settings.candidates,
@@ -126,7 +129,8 @@ class Converter:
         )
         fields = resolver.fields(request.fields)
         problems.raise_any()
-        return place.job(query, request_id, fields, unknown_item_ids=_some_known(query, resolver, request.item_ids))
+        _require_known(given, request.item_ids)
+        return place.job(query, request_id, fields, unknown_item_ids=unknown)
 
     def rank(self, request: pb.RankItemsRequest, request_id: str, deadline: float) -> Job:
         """The job of a RankItemsRequest.
@@ -138,7 +142,9 @@ class Converter:
         validate.check_rank(request, problems)
         place = self._place(request, problems)
         resolver, context = place.resolver, request.context
-        given = resolver.known_rows(request.item_ids)
+        if not place.pipeline.objectives:
+            problems.lacks("item_ids", "ranking given items needs a ranker; export the bundle with one")
+        given, unknown = resolver.items(request.item_ids)
         query = Query(
             kind=QueryKind.RANK,
             user_id=request.user_id,
@@ -156,26 +162,27 @@ class Converter:
         )
         fields = resolver.fields(request.fields)
         problems.raise_any()
-        unknown = _some_known(query, resolver, request.item_ids)
+        _require_known(given, request.item_ids)
         defaults = place.placement.settings
         record = request.record_shown if request.HasField("record_shown") else defaults.record_shown
         return place.job(query, request_id, fields, unknown_item_ids=unknown, record_shown=record)
 
     def _place(self, request: Request, problems: Problems) -> _Place:
         """Bundle and placement of a request; without a bundle its names mean nothing, so that is the end of it."""
-        name = request.bundle or next(iter(self._registry.names), "")
-        pipeline = self._registry.get(name)
-        if pipeline is None:
-            names = self._registry.names
-            if not names:
-                raise NotReadyError("no bundle is in service yet; try again soon")
-            problems.reject("bundle", f"no bundle is called {quoted(name)}; in service: {listed(names)}")
-            problems.raise_any()
-            raise NotReadyError(f"the bundle {name!r} has just been taken out of service; try again")
+        problems.raise_oversized()
+        ready = self._registry.ready
+        if not ready:
+            raise NotReadyError("no bundle is in service yet; try again soon")
+        name = request.bundle or next(iter(ready))
+        if name not in ready:
+            problems.reject("bundle", f"no bundle is called {quoted(name)}; in service: {listed(ready)}")
+            raise problems.invalid()
+        pipeline = ready[name]
         placement = self._placement(request.context.placement, pipeline, problems)
         resolver = Resolver(pipeline, placement, problems)
         resolver.check_features(request.context)
-        return _Place(name, pipeline, placement, resolver)
+        needs_state = request.filter.exclude_purchased or request.filter.exclude_shown
+        return _Place(name, pipeline, placement, resolver, needs_state)
 
     def _placement(self, name: str, pipeline: Pipeline, problems: Problems) -> Placement:
         if name and name not in self._placements.names:
@@ -206,6 +213,7 @@ class _Place:
     pipeline: Pipeline
     placement: Placement
     resolver: Resolver
+    needs_state: bool
 
     def job(
         self,
@@ -224,6 +232,7 @@ class _Place:
             fields=fields,
             unknown_item_ids=unknown_item_ids,
             record_shown=record_shown,
+            needs_state=self.needs_state,
         )
 
 
@@ -232,11 +241,10 @@ def _no_space(part: str, name: str, pipeline: Pipeline) -> str:
     return f"the bundle lacks the {part} space{called} of length 1; it has: {listed(pipeline.similarity_spaces)}"
 
 
-def _some_known(query: Query, resolver: Resolver, item_ids: Sequence[str]) -> tuple[str, ...]:
-    """The unknown ones among the items asked about, of which at least one must be known."""
-    if not query.given_rows.size:
+def _require_known(rows: Rows, item_ids: Sequence[str]) -> None:
+    """At least one of the items asked about must be known."""
+    if not rows.size:
         raise UnknownItemsError(tuple(item_ids))
-    return resolver.unknown_ids(item_ids)
 
 
 def _time_us(context: pb.Context) -> int:

@@ -31,12 +31,15 @@ MAX_SESSION_ITEMS: Final = 100
 MAX_EXCLUDED_ITEMS: Final = 10_000
 
 MAX_NAMES: Final = 1_000
-"""Entries of a list of names: categories, flags, fields, features, objectives, values of a category list."""
+"""Entries of a list of names: categories, flags, fields, features, objectives, values of all category lists."""
 
 MAX_CAPS: Final = 16
 MAX_SOURCES: Final = 64
 
 MAX_EXPLORATION: Final = 0.5
+
+MAX_NUMBER: Final = 3.4028234663852886e38
+"""The largest float32: models compute with these."""
 
 MAX_TIME_S: Final = 253_402_300_799
 """9999-12-31T23:59:59Z, the last second of a protobuf Timestamp; the first that a request may name is 1970-01-01."""

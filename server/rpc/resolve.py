@@ -131,17 +131,18 @@ class Resolver:
 
     # -------------------------------------------------------------------------------------------- items
 
-    def known_rows(self, item_ids: Sequence[str]) -> Rows:
-        """Rows of the known ones, in their order, each once."""
+    def items(self, item_ids: Sequence[str]) -> tuple[Rows, tuple[str, ...]]:
+        """Rows of the known items and ids of the unknown ones, in their order, each once."""
         if not item_ids:
-            return no_rows()
+            return no_rows(), ()
         rows = self._catalogue.rows_of_ids(item_ids)
-        return np.array(list(dict.fromkeys(rows[rows >= 0].tolist())), np.int64)
+        known = np.array(list(dict.fromkeys(rows[rows >= 0].tolist())), np.int64)
+        unknown = dict.fromkeys(item_ids[index] for index in np.flatnonzero(rows < 0).tolist())
+        return known, tuple(unknown)
 
-    def unknown_ids(self, item_ids: Sequence[str]) -> tuple[str, ...]:
-        """The ids that the catalogue does not have, in their order, each once."""
-        rows = self._catalogue.rows_of_ids(item_ids).tolist()
-        return tuple(dict.fromkeys(item_id for item_id, row in zip(item_ids, rows, strict=True) if row < 0))
+    def known_rows(self, item_ids: Sequence[str]) -> Rows:
+        """Rows of the known items, in their order, each once; the others are ignored."""
+        return self.items(item_ids)[0]
 
     def fields(self, names: Iterable[str]) -> tuple[str, ...]:
         """The item attributes to return, each once."""
@@ -299,7 +300,7 @@ class Resolver:
     def quotas(self, sources: Sequence[pb.SourceQuota]) -> tuple[Quota, ...]:
         """The request's sources, or else the placement's."""
         known = self._pipeline.sources
-        defined = vocabulary.SOURCES | set(self._pipeline.similarity_spaces)
+        defined = vocabulary.SOURCES | set(self._bundle.spaces)
         for index, source in enumerate(sources):
             if source.name not in known:
                 self._unknown_name(f"sources[{index}].name", "source", source.name, known, defined)

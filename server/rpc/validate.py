@@ -1,13 +1,15 @@
 """What can be said of a request without any bundle: sizes, ranges, required fields.
 
-Every check adds to `Problems` and carries on. What names mean is the matter of recserve.server.rpc.resolve.
+Every check adds to `Problems` and carries on, but nothing looks at the entries of a list that has too many: whoever
+sends a million of them is told so at once. What names mean is the matter of recserve.server.rpc.resolve.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from recserve.server.config import MAX_WEIGHT
 from recserve.server.rpc import limits
 from recserve.server.rpc.problems import Problems, quoted
 from recserve.v1 import recommender_pb2 as pb
@@ -42,8 +44,8 @@ def check_similar(request: pb.SimilarItemsRequest, problems: Problems) -> None:
 def check_rank(request: pb.RankItemsRequest, problems: Problems) -> None:
     """Everything of a RankItemsRequest."""
     _check_user(request.user_id, problems)
-    _check_ids("item_ids", request.item_ids, limits.MAX_RANKED, problems, at_least=1)
-    _check_distinct("item_ids", request.item_ids, problems)
+    if _check_ids("item_ids", request.item_ids, limits.MAX_RANKED, problems, at_least=1):
+        _check_distinct("item_ids", request.item_ids, problems)
     _check_count(request, limits.MAX_RANKED, problems)
     _check_filter(request.filter, problems)
     _check_rerank(request.rerank, problems)
@@ -52,9 +54,8 @@ def check_rank(request: pb.RankItemsRequest, problems: Problems) -> None:
 
 def check_batch(request: pb.BatchRecommendRequest, problems: Problems) -> None:
     """A BatchRecommendRequest as a whole; its requests are checked one by one, each for itself."""
-    size = len(request.requests)
-    if not 1 <= size <= limits.MAX_BATCH_REQUESTS:
-        problems.reject("requests", f"must be 1 to {limits.MAX_BATCH_REQUESTS} requests, but there are {size}")
+    if not _sized("requests", len(request.requests), "requests", limits.MAX_BATCH_REQUESTS, problems, at_least=1):
+        return
     counts = (each.count if each.HasField("count") else limits.DEFAULT_COUNT for each in request.requests)
     total = sum(count for count in counts if 1 <= count <= limits.MAX_COUNT)  # others are refused by themselves
     if total > limits.MAX_BATCH_ITEMS:
@@ -83,14 +84,23 @@ def _check_count(
         problems.reject("count", f"must be 1 to {most}, but is {request.count}")
 
 
-def _check_ids(field: str, ids: Sequence[str], most: int, problems: Problems, *, at_least: int = 0) -> None:
-    if not at_least <= len(ids) <= most:
-        problems.reject(field, f"must be {at_least} to {most} ids, but there are {len(ids)}")
-        return
+def _sized(field: str, found: int, what: str, most: int, problems: Problems, *, at_least: int = 0) -> bool:
+    """Whether a list has a permitted number of entries, which may then be looked at one by one."""
+    if at_least <= found <= most:
+        return True
+    problems.reject_size(field, f"must be {at_least} to {most} {what}, but there are {found}")
+    return False
+
+
+def _check_ids(field: str, ids: Sequence[str], most: int, problems: Problems, *, at_least: int = 0) -> bool:
+    """Whether there is a permitted number of ids."""
+    if not _sized(field, len(ids), "ids", most, problems, at_least=at_least):
+        return False
     for index, item_id in enumerate(ids):
-        if not 1 <= len(item_id.encode()) <= limits.ID_BYTES:
-            size = len(item_id.encode())
+        size = len(item_id.encode())
+        if not 1 <= size <= limits.ID_BYTES:
             problems.reject(f"{field}[{index}]", f"must have 1 to {limits.ID_BYTES} bytes, but has {size}")
+    return True
 
 
 def _check_distinct(field: str, names: Collection[str], problems: Problems) -> None:
@@ -108,11 +118,9 @@ def _check_text(field: str, text: str, problems: Problems) -> None:
 
 
 def _check_names(field: str, names: Sequence[str], problems: Problems) -> None:
-    if len(names) > limits.MAX_NAMES:
-        problems.reject(field, f"must be at most {limits.MAX_NAMES} names, but there are {len(names)}")
-        return
-    for index, name in enumerate(names):
-        _check_text(f"{field}[{index}]", name, problems)
+    if _sized(field, len(names), "names", limits.MAX_NAMES, problems):
+        for index, name in enumerate(names):
+            _check_text(f"{field}[{index}]", name, problems)
 
 
 def _check_range(field: str, value: float, low: float, high: float, problems: Problems) -> None:
@@ -120,14 +128,11 @@ def _check_range(field: str, value: float, low: float, high: float, problems: Pr
         problems.reject(field, f"must be {low:g} to {high:g}, but is {value:g}")
 
 
-def _check_weights(field: str, weights: Iterable[tuple[str, float]], problems: Problems) -> None:
-    """Weights by the path of each: finite, not negative, and not all zero."""
-    total = 0.0
+def _check_weights(field: str, weights: Sequence[tuple[str, float]], problems: Problems) -> None:
+    """Weights with the path of each; not all of them may be zero."""
     for path, weight in weights:
-        total += weight
-        if not (math.isfinite(weight) and weight >= 0):
-            problems.reject(path, f"must be finite and not negative, but is {weight:g}")
-    if total == 0:
+        _check_range(path, weight, 0.0, MAX_WEIGHT, problems)
+    if not any(weight for _, weight in weights):
         problems.reject(field, "at least one weight must be above 0")
 
 
@@ -140,12 +145,7 @@ def _check_context(context: pb.Context, problems: Problems) -> None:
     if context.HasField("time"):
         _check_time(context, problems)
     _check_ids("context.session_item_ids", context.session_item_ids, limits.MAX_SESSION_ITEMS, problems)
-    if len(context.features) > limits.MAX_NAMES:
-        found = len(context.features)
-        problems.reject("context.features", f"must be at most {limits.MAX_NAMES} features, but there are {found}")
-        return
-    for name in sorted(context.features):
-        _check_feature(f"context.features[{quoted(name)}]", context.features[name], problems)
+    _check_features(context.features, problems)
 
 
 def _check_time(context: pb.Context, problems: Problems) -> None:
@@ -156,11 +156,25 @@ def _check_time(context: pb.Context, problems: Problems) -> None:
         problems.reject("context.time.nanos", f"must be 0 to 999999999, but is {context.time.nanos}")
 
 
+def _check_features(features: Mapping[str, pb.FeatureValue], problems: Problems) -> None:
+    field = "context.features"
+    if not _sized(field, len(features), "features", limits.MAX_NAMES, problems):
+        return
+    values = sum(len(each.categories.values) for each in features.values())
+    if not _sized(field, values, "values in all category lists together", limits.MAX_NAMES, problems):
+        return
+    for name in sorted(features):
+        _check_feature(f"{field}[{quoted(name)}]", features[name], problems)
+
+
 def _check_feature(field: str, value: pb.FeatureValue, problems: Problems) -> None:
     match value.WhichOneof("kind"):
         case "number":
-            if not math.isfinite(value.number):
-                description = f"must be finite, but is {value.number:g}; leave the feature out where it is unknown"
+            if not abs(value.number) <= limits.MAX_NUMBER:  # also true of NaN
+                description = (
+                    f"must be a finite number of at most {limits.MAX_NUMBER:.5g} either way, but is {value.number:g}; "
+                    "leave the feature out where it is unknown"
+                )
                 problems.reject(f"{field}.number", description)
         case "category":
             _check_text(f"{field}.category", value.category, problems)
@@ -185,10 +199,9 @@ def _check_filter(wanted: pb.Filter, problems: Problems) -> None:
 
 def _check_rerank(rerank: pb.Rerank, problems: Problems) -> None:
     caps = rerank.caps.caps
-    if len(caps) > limits.MAX_CAPS:
-        problems.reject("rerank.caps.caps", f"must be at most {limits.MAX_CAPS} caps, but there are {len(caps)}")
-    for index, cap in enumerate(caps[: limits.MAX_CAPS]):
-        _check_cap(f"rerank.caps.caps[{index}]", cap, problems)
+    if _sized("rerank.caps.caps", len(caps), "caps", limits.MAX_CAPS, problems):
+        for index, cap in enumerate(caps):
+            _check_cap(f"rerank.caps.caps[{index}]", cap, problems)
     if rerank.HasField("mmr"):
         _check_range("rerank.mmr.relevance_weight", rerank.mmr.relevance_weight, 0.0, 1.0, problems)
     if rerank.HasField("dpp") and not 0 <= rerank.dpp.theta < 1:
@@ -213,19 +226,16 @@ def _check_cap(field: str, cap: pb.Cap, problems: Problems) -> None:
 
 def _check_objective_weights(weights: Mapping[str, float], problems: Problems) -> None:
     field = "rerank.objective_weights"
-    if len(weights) > limits.MAX_NAMES:
-        problems.reject(field, f"must be at most {limits.MAX_NAMES} weights, but there are {len(weights)}")
-        return
-    _check_weights(field, ((f"{field}[{quoted(name)}]", weights[name]) for name in sorted(weights)), problems)
+    if _sized(field, len(weights), "weights", limits.MAX_NAMES, problems):
+        _check_weights(field, [(f"{field}[{quoted(name)}]", weights[name]) for name in sorted(weights)], problems)
 
 
 def _check_quotas(quotas: Sequence[pb.SourceQuota], problems: Problems) -> None:
-    if len(quotas) > limits.MAX_SOURCES:
-        problems.reject("sources", f"must be at most {limits.MAX_SOURCES} sources, but there are {len(quotas)}")
+    if not _sized("sources", len(quotas), "sources", limits.MAX_SOURCES, problems):
         return
     for index, quota in enumerate(quotas):
         _check_text(f"sources[{index}].name", quota.name, problems)
     _check_distinct("sources", [quota.name for quota in quotas], problems)
     if quotas:
-        weights = ((f"sources[{index}].weight", quota.weight) for index, quota in enumerate(quotas))
+        weights = [(f"sources[{index}].weight", quota.weight) for index, quota in enumerate(quotas)]
         _check_weights("sources", weights, problems)

@@ -1,0 +1,176 @@
+"""TOML specifications: what is read, and everything that is wrong, at once."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recserve.exporters.errors import ExportError
+from recserve.exporters.spec import HistorySpec, IndexSpec, InputSpec, ItemColumn, Roles
+from recserve.exporters.specfile import read_spec
+
+Edit = Callable[[str], str]
+
+
+@pytest.fixture
+def problems(shop: Any) -> Callable[[Edit], list[str]]:
+    """What is said of an edited shop.toml, line by line, without the heading."""
+
+    def read(edit: Edit) -> list[str]:
+        path = shop.root / "edited.toml"
+        path.write_text(edit((shop.root / "shop.toml").read_text()))
+        with pytest.raises(ExportError) as caught:
+            read_spec(path)
+        heading, *lines = str(caught.value).split("\n  ")
+        assert heading == f"{path} is not a valid export:"
+        return lines
+
+    return read
+
+
+def swap(old: str, new: str) -> Edit:
+    def edit(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, 1)
+
+    return edit
+
+
+def test_everything_is_read(shop: Any) -> None:
+    spec, users = shop.spec, shop.users
+    assert (spec.name, spec.version, spec.golden_requests) == ("shop", "2025-06-01", 12)
+    assert spec.golden_time_us == 1_748_779_200_000_000
+    assert spec.catalogue.items == shop.root / "items.parquet"
+    assert spec.catalogue.columns[5] == ItemColumn(name="regions", kind="categories", vocabulary="country")
+    assert spec.catalogue.roles == Roles(
+        category="category",
+        price="price",
+        in_stock="in_stock",
+        regions="regions",
+        launch_time="launch_time",
+        popularity="popularity",
+    )
+    assert spec.catalogue.vocabularies["country"] == ["AT", "CH", "DE", "FR"]
+    ann, als, content = spec.spaces
+    assert ann.item_tower.model == shop.root / "item.onnx"
+    assert ann.item_tower.inputs[1] == InputSpec(
+        name="category", columns=["category"], dtype="int64", rank=1, offset=1, missing=0
+    )
+    assert [each.kind for each in ann.user_tower.inputs] == ["columns", "columns", "recent_mask", "recent_items"]
+    assert (als.normalized, als.item_vectors, als.user_vectors) == (
+        False,
+        shop.root / "als_items.npy",
+        shop.root / "als_users.npy",
+    )
+    assert als.user_ids == [f"user-{row:03d}" for row in range(100)]
+    assert (content.user_ids, content.index) == (None, IndexSpec())
+    click, purchase = spec.rankers
+    assert (click.objective, click.calibration, click.calibration_data) == ("click", "model", None)
+    assert (purchase.weight, purchase.calibration) == (2.0, "isotonic")
+    assert purchase.calibration_data.features.dtype == np.float32
+    assert purchase.calibration_data.labels.dtype == np.float64
+    assert spec.offline_metrics == {"click_ndcg@10": 0.4321}
+    assert users.users == shop.root / "users.parquet"
+    assert users.history == HistorySpec(table=shop.root / "history.parquet")
+
+
+def test_a_user_id_may_hold_anything_but_a_line_end(shop: Any) -> None:
+    ids = [f"user {row} \u2028\x0b\x85" for row in range(100)]
+    (shop.root / "odd.txt").write_bytes("\n".join(ids).encode())
+    path = shop.root / "odd.toml"
+    path.write_text((shop.root / "shop.toml").read_text().replace("als_users.txt", "odd.txt"))
+    assert read_spec(path)[0].spaces[1].user_ids == ids
+
+
+MISTAKES = {
+    'nmae: unknown key; did you mean "name"?': ('name = "shop"', 'nmae = "shop"'),
+    'catalogue.roles.prize: unknown key; did you mean "price"?': ('price = "price"', 'prize = "price"'),
+    'catalogue.columns[2].knd: unknown key; did you mean "kind"?': ('"price", kind', '"price", knd'),
+    'spaces[0].user_tower.inputs[2].lenght: unknown key; did you mean "length"?': ("length = 5", "lenght = 5"),
+    'spaces[0].user_tover: unknown key; did you mean "user_tower"?': ("[spaces.user_tower]", "[spaces.user_tover]"),
+    'snapshot.history.tabel: unknown key; did you mean "table"?': ("{ table", "{ tabel"),
+    "version: missing": ('version = "2025-06-01"\n', ""),
+    "catalogue.columns[2].kind: missing": ('{ name = "price", kind = "number" }', '{ name = "price" }'),
+    "catalogue.columns[4].kind: expected 'number', 'integer', 'category', 'categories', 'time', 'flag' or 'string', "
+    "found 'flga'": ('kind = "flag"', 'kind = "flga"'),
+    "spaces[0].normalized: expected a valid boolean, unable to interpret input, found 'maybe'": (
+        "normalized = true",
+        'normalized = "maybe"',
+    ),
+    "golden_requests: expected greater than or equal to 1, found 0": ("golden_requests = 12", "golden_requests = 0"),
+    "golden_time: expected timezone info": ("12:00:00Z", "12:00:00"),
+    "spaces[0].item_tower.model: expected the path of a file, found 7": ('"item.onnx"', "7"),
+    "rankers[1]: calibration_features and calibration_labels belong together": (
+        'calibration_labels = "calibration_labels.npy"\n',
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", MISTAKES)
+def test_one_mistake(problems: Callable[[Edit], list[str]], problem: str) -> None:
+    assert problem in problems(swap(*MISTAKES[problem]))
+
+
+def test_every_mistake_at_once(problems: Callable[[Edit], list[str]], shop: Any) -> None:
+    document = json.loads((shop.root / "features.json").read_text())
+    document["features"][0]["op"] = "vlaue"
+    document["features"][1]["inputs"] = ["item.categry"]
+    (shop.root / "wrong.json").write_text(json.dumps(document))
+
+    def edit(text: str) -> str:
+        for old, new in (
+            ("features.json", "wrong.json"),
+            ("items.parquet", "things.parquet"),
+            ("als_items.npy", "als.npz"),
+            ("golden_requests", "golden_request"),
+            ("calibration_features.npy", "shop.toml"),
+            ('kind = "integer"', "kind = 5"),
+        ):
+            text = swap(old, new)(text)
+        return text
+
+    found = problems(edit)
+    assert len(found) == 7
+    for part in (
+        'features: features[0] "price": unknown op "vlaue"',
+        'features: features[1] "category": inputs[0]: unknown item column "categry"; did you mean "category"?',
+        f"catalogue.items: there is no file {shop.root / 'things.parquet'}",
+        f"spaces[1].item_vectors: there is no file {shop.root / 'als.npz'}",
+        'golden_request: unknown key; did you mean "golden_requests"?',
+        f"rankers[1].calibration_features: {shop.root / 'shop.toml'} is not a NumPy array",
+        "catalogue.columns[8].kind: expected",
+    ):
+        assert any(line.startswith(part) for line in found), (part, found)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"name = ", "Invalid value"), (b"\xff", "utf-8"), (None, "No such")])
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "shop.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ExportError, match=rf"shop\.toml cannot be read: .*{message}"):
+        read_spec(path)
+
+
+def test_an_archive_of_arrays_is_no_array(shop: Any, problems: Callable[[Edit], list[str]]) -> None:
+    np.savez(shop.root / "both.npz", a=np.zeros(2))
+    (line,) = problems(swap("calibration_labels.npy", "both.npz"))
+    assert line.endswith("both.npz is an archive, not a single NumPy array (.npy)")
+
+
+def test_without_a_snapshot(shop: Any) -> None:
+    text = (shop.root / "shop.toml").read_text()
+    path = shop.root / "alone.toml"
+    path.write_text(text[: text.index("[snapshot]")] + text[text.index("[offline_metrics]") :])
+    assert "snapshot" not in tomllib.loads(path.read_text())
+    spec, users = read_spec(path)
+    assert users is None
+    assert replace(spec, rankers=()).name == "shop"
