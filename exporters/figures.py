@@ -58,11 +58,11 @@ def calibration_figure(calibration: Calibration, margins: NDArray[np.float64]) -
 
 
 def map_figure(vectors: NDArray[np.float32], groups: Sequence[tuple[str, NDArray[np.bool_]]]) -> str:
-    """Item vectors on their first two principal components.
+    """Directions of item vectors on their first two principal components; the few outermost items are left out.
 
     Args:
         vectors: [n, dim] of some items, n >= 1.
-        groups: a colour, and which of the items [n] have it.
+        groups: a colour, and which of the items [n] have it; later ones lie on top.
     """
     points = _principal_plane(vectors)
     with rc_context(_STYLE):
@@ -71,18 +71,27 @@ def map_figure(vectors: NDArray[np.float32], groups: Sequence[tuple[str, NDArray
         for colour, mine in groups:
             if mine.any():
                 axes.scatter(points[mine, 0], points[mine, 1], s=12, color=colour, linewidths=0, alpha=0.75)
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], xlim=_middle(points[:, 0]), ylim=_middle(points[:, 1]))
         axes.set_frame_on(False)
         return _svg(figure)
 
 
 def _principal_plane(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """[n, 2]: coordinates in the plane of the largest variance; zeros for dimensions that are not there."""
-    centred = vectors - vectors.mean(axis=0, dtype=np.float64)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    directions = vectors / np.where(lengths == 0, 1.0, lengths)
+    centred = directions - directions.mean(axis=0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     plane = np.zeros((len(vectors), 2))
     plane[:, : min(2, len(axes))] = centred @ axes[:2].T
     return plane
+
+
+def _middle(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The range of all but the outermost values, with a margin."""
+    low, high = np.percentile(values, [2, 98])
+    room = 0.15 * float(high - low) or 1.0
+    return float(low) - room, float(high) + room
 
 
 def _svg(figure: Figure) -> str:

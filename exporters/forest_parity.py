@@ -76,11 +76,11 @@ def require_parity(booster: lightgbm.Booster, compiled: NativeForest, rows: NDAr
     """
     for start in range(0, len(rows), BLOCK):
         block = np.ascontiguousarray(rows[start : start + BLOCK])
-        expected = booster.predict(block, raw_score=True)
+        expected = np.asarray(booster.predict(block, raw_score=True), np.float64)
         found = compiled.margins(block)
         differs = expected.view(np.int64) != found.view(np.int64)
         if differs.any():
-            raise ExportError(_difference(block, expected, found, np.flatnonzero(differs)))
+            raise ExportError(_difference(block, expected, found, np.flatnonzero(differs).tolist()))
 
 
 def _around(threshold: float) -> NDArray[np.float32]:

@@ -142,7 +142,7 @@ def _request(index: int, user_id: str, bundle: Bundle, oracle: Pipeline, time_us
         price_max=_median_price(catalogue) if index % 4 == 3 else None,
         cap_attribute=_cap_attribute(bundle) if index % 2 == 1 else "",
         cap_max=CAP,
-        mmr_weight=0.7 if index % 3 != 0 else None,
+        mmr_weight=0.7 if index % 3 != 0 and oracle.similarity_spaces else None,
         freshness_boost=0.2 if index % 2 == 0 and isinstance(catalogue.role("launch_time"), TimeColumn) else 0.0,
     )
 

@@ -16,7 +16,7 @@ from recserve.bundle.v1.manifest_pb2 import CalibrationKind, ColumnType, Forest,
 from recserve.exporters.figures import PALETTE, REST, calibration_figure, map_figure
 from recserve.exporters.inspect import human_bytes
 from recserve.exporters.report import ExportReport
-from recserve.kernels.features import MISSING_CODE, MISSING_TIME
+from recserve.kernels.features import MISSING_CODE, MISSING_TIME, FeatureSpec
 from recserve.server.bundle import layout
 from recserve.server.bundle.columns import (
     CategoriesColumn,
@@ -102,7 +102,7 @@ def render_page(
         metrics=list(_metrics(MessageToDict(manifest.offline_metrics))),
         spaces=[_space(space) for space in manifest.spaces],
         legend=[(name, colour) for name, colour, _ in groups if name],
-        maps=list(_maps(bundle, rows, [(colour, mine) for _, colour, mine in groups])),
+        maps=list(_maps(bundle, rows, [(colour, mine) for _, colour, mine in reversed(groups)])),
         forests=[_forest(forest) for forest in manifest.forests],
         objectives=list(zip(boosters, PALETTE, strict=False)),
         importances=_importances(bundle, boosters),
@@ -176,8 +176,8 @@ def _word(value: object) -> str:
 
 
 def _metrics(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested metrics, flattened with dots."""
-    for name, value in values.items():
+    """Nested metrics, flattened with dots, by name: a manifest keeps no order."""
+    for name, value in sorted(values.items()):
         if isinstance(value, Mapping):
             yield from _metrics(value, f"{prefix}{name}.")
         else:
@@ -242,12 +242,17 @@ def _importances(bundle: Bundle, boosters: Mapping[str, lightgbm.Booster]) -> li
     return [
         {
             "name": features[index].name,
-            "formula": f"{features[index].op}({', '.join(features[index].inputs)})",
+            "formula": _formula(features[index]),
             "shares": shares[index].tolist(),
             "lengths": (100 * shares[index] / max(shares.max(), np.finfo(float).tiny)).tolist(),
         }
         for index in top
     ]
+
+
+def _formula(feature: FeatureSpec) -> str:
+    options = [f"event {feature.event}"] if feature.event else [f"last {feature.last}"] if feature.last else []
+    return f"{feature.op}({', '.join([*feature.inputs, *options])})"
 
 
 def _calibrations(manifest: Manifest, golden: GoldenSet) -> Iterator[dict[str, str]]:

@@ -6,6 +6,7 @@
     features       the feature program: from items, user, context and history to the ranker's columns
     native_forest  forests that TL2cgen compiled to a shared library
     rerank         calibration, freshness, caps and MMR
+    limits         what callers have to keep to
     reference      the same functions in NumPy, deliberately plain: the oracle of the tests, and the definition to read
 
 A call goes through three layers:

@@ -18,6 +18,7 @@ from libc.math cimport fabs, trunc
 from libc.stdint cimport int32_t, uint8_t
 
 from recserve.kernels._arrays import check_array
+from recserve.kernels.limits import LARGEST_EXACT_INTEGER
 
 cdef extern from "<unistd.h>":
     int close(int descriptor)
@@ -49,8 +50,8 @@ cdef enum Rule:
 
 # LightGBM's kZeroThreshold (1e-35 as float32): its predictor reads what is not larger in magnitude as 0.
 cdef double ZERO_THRESHOLD = <float>1e-35
-# Generated code compares categories up to here; beyond, float32 no longer tells neighbours apart.
-cdef double LARGEST_CATEGORY = 1 << 24
+# Generated code compares categories up to here.
+cdef double LARGEST_CATEGORY = LARGEST_EXACT_INTEGER
 
 
 cdef class NativeForest:

@@ -18,7 +18,8 @@ def calibrate(
     Args:
         margins: float64 [n]; a NaN margin has NaN relevance.
         kind: SIGMOID or ISOTONIC.
-        x: SIGMOID: [slope, intercept]; ISOTONIC: the knots' margins, strictly ascending (not checked here).
+        x: SIGMOID: [slope, intercept]; ISOTONIC: the knots' margins, strictly ascending by finite steps (not
+            checked here).
         y: SIGMOID: empty; ISOTONIC: the knots' relevances, ascending (not checked here).
 
     Returns:

@@ -20,13 +20,7 @@ from libc.string cimport memcpy, memmove
 from recserve.kernels._arrays import check_array, check_rows
 from recserve.kernels.vectors import CPU_VARIANT
 
-cdef extern from "dot.h" nogil:
-    ctypedef void (*dot_function)(
-        const float* table, ptrdiff_t dim, const int64_t* rows, ptrdiff_t n, const float* query, float* scores
-    ) noexcept
-    dot_function dot_variant_named(const char* name)
-    enum:
-        DOT_LANES
+include "_dot.pxi"
 
 cdef dot_function dot = dot_variant_named(CPU_VARIANT.encode())
 
@@ -89,6 +83,8 @@ cdef inline double interpolate(double at, const double[::1] x, const double[::1]
             low = middle
         else:
             high = middle
+    if at == x[low]:
+        return y[low]  # without the slope: infinite where knots almost meet, and 0 times it would be NaN
     value = y[low] + (at - x[low]) * ((y[high] - y[low]) / (x[high] - x[low]))
     return y[high] if value > y[high] else value
 

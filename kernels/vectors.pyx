@@ -19,14 +19,7 @@ from libc.stdint cimport int64_t, uint8_t, uintptr_t
 
 from recserve.kernels._arrays import check_array, check_rows
 
-cdef extern from "dot.h" nogil:
-    ctypedef void (*dot_function)(
-        const float* table, ptrdiff_t dim, const int64_t* rows, ptrdiff_t n, const float* query, float* scores
-    ) noexcept
-    dot_function dot_variant_named(const char* name)
-    void dot_fetch(const float* start, ptrdiff_t n)
-    enum:
-        DOT_LANES
+include "_dot.pxi"
 
 cdef enum:
     BLOCK_ROWS = 16

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+import grpc
 import numpy as np
 from rich.console import Console
 
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         title, measurements = _kernels(options) if options.command == "kernels" else _serve(options)
     except (RecserveError, OSError, RuntimeError) as error:
         print(f"recserve-loadtest: {error}", file=sys.stderr)
+        return 1
+    except grpc.aio.AioRpcError as error:
+        print(f"recserve-loadtest: the server answered {error.code().name}: {error.details()}", file=sys.stderr)
         return 1
     Console().print(table(title, measurements))
     write(options.out, document(options.command, measurements))

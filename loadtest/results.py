@@ -28,7 +28,7 @@ class Measurement:
     Attributes:
         name: what was measured; `recserve` for our own part.
         params: the size of the work.
-        milliseconds: the runs, one latency each.
+        milliseconds: the runs, one latency each; empty where latency was not measured.
         extra: further figures, such as requests_per_s or ratio_to.
     """
 
@@ -42,11 +42,14 @@ class Measurement:
         return {
             "name": self.name,
             "params": dict(self.params),
-            "p50_ms": round(float(np.percentile(self.milliseconds, 50)), 5),
-            "p99_ms": round(float(np.percentile(self.milliseconds, 99)), 5),
+            "p50_ms": self._percentile(50),
+            "p99_ms": self._percentile(99),
             "runs": len(self.milliseconds),
             **self.extra,
         }
+
+    def _percentile(self, percent: int) -> float | None:
+        return round(float(np.percentile(self.milliseconds, percent)), 5) if self.milliseconds else None
 
 
 def time_call(call: Callable[[], object], *, runs: int, warmup: int = 3) -> list[float]:
@@ -87,8 +90,12 @@ def table(title: str, measurements: Sequence[Measurement]) -> Table:
         row = each.row()
         size = ", ".join(f"{name} {value}" for name, value in each.params.items())
         further = ", ".join(f"{name} {value}" for name, value in each.extra.items())
-        shown.add_row(each.name, size, f"{row['p50_ms']}", f"{row['p99_ms']}", f"{row['runs']}", further)
+        shown.add_row(each.name, size, _shown(row["p50_ms"]), _shown(row["p99_ms"]), f"{row['runs']}", further)
     return shown
+
+
+def _shown(milliseconds: object) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.3g}"
 
 
 def host() -> dict[str, object]:

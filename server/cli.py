@@ -6,6 +6,7 @@ Nothing heavy is imported before a command is known: `recserve --version` and a 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,9 @@ _FLAGS = {
     "threads": ("compute", "threads"),
 }
 """Flags with a name of their own, and the keys that they set."""
+
+_MAX_SECONDS = 86_400
+"""Nobody waits longer for an answer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,15 +80,16 @@ def _call(options: argparse.Namespace) -> int:
         request: Message = options.request(options)
     except ValueError as error:  # a number that is too large for its field, or an id that is not UTF-8
         raise client.CallError(f"a value does not fit into the request: {error}") from error
+    address = options.address or client.DEFAULT_ADDRESS
     if options.wait:
-        client.wait_until_serving(options.address, options.wait)
-    answer = client.call(options.address, request, options.timeout)
+        client.wait_until_serving(address, options.wait)
+    answer = client.call(address, request, options.timeout)
     if options.json:
         print(MessageToJson(answer, preserving_proto_field_name=True))
         return 0
     client.show(answer, options.fields)
     if options.hint:
-        print(f"\n{client.hint(options.address, options.user, answer)}")
+        print(f"\n{client.hint(address, options.user, answer)}")
     return 0
 
 
@@ -307,11 +312,30 @@ def _add_output(parser: argparse.ArgumentParser, *, reasons: bool) -> None:
     group.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     group.add_argument("--hint", action="store_true", help="print further commands to try")
     group = parser.add_argument_group("connection")
-    group.add_argument("--address", default="127.0.0.1:50051", metavar="HOST:PORT")
-    group.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="the request's deadline")
+    group.add_argument("--address", metavar="HOST:PORT", help="of the server; left out: where one listens by default")
+    group.add_argument("--timeout", type=_timeout, default=5.0, metavar="SECONDS", help="the request's deadline")
     group.add_argument(
-        "--wait", type=float, default=0.0, metavar="SECONDS", help="first wait until the server is ready"
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="first wait until the server is ready"
     )
+
+
+def _seconds(text: str) -> float:
+    """The type of `--wait`."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= _MAX_SECONDS:  # also true of NaN
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {_MAX_SECONDS:,}")
+    return seconds
+
+
+def _timeout(text: str) -> float:
+    """The type of `--timeout`."""
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError("a request cannot be answered within 0 seconds")
+    return seconds
 
 
 def _names(text: str) -> list[str]:

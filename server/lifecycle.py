@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -43,10 +44,14 @@ def serve(settings: Settings) -> None:
         PlacementError: what is configured asks for what a bundle does not have.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_live(settings))
+        at_rest = runner.run(_live(settings))
+    if not at_rest:
+        # The interpreter's own way out would end a thread in the middle of a kernel, and C++ answers that by aborting.
+        os._exit(0)
 
 
-async def _live(settings: Settings) -> None:
+async def _live(settings: Settings) -> bool:
+    """Whether nothing is at work any more once it has ended."""
     signals = _Signals()
     registry: BundleRegistry[Pipeline] = BundleRegistry()
     store = EmbeddedStore.from_settings(settings.state)
@@ -61,14 +66,15 @@ async def _live(settings: Settings) -> None:
             _put_into_service(loading.result(), registry, store)
             await server.set_serving(True)
             logger.info("serving on %s", address)
-            print("\n".join(_announcement(loading.result(), address)), flush=True)
+            _announce(loading.result(), address)
             await signals.first
         logger.info("draining for up to %g s", settings.server.drain_seconds)
     finally:
         loading.cancel()
-        await server.drain(settings.server.drain_seconds)
+        at_rest = await server.drain(settings.server.drain_seconds)
         await store.close()
         logger.info("stopped")
+    return at_rest
 
 
 def _put_into_service(loaded: Loaded, registry: BundleRegistry[Pipeline], store: EmbeddedStore) -> None:
@@ -112,6 +118,15 @@ def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return asyncio.wrap_future(outcome)
+
+
+def _announce(loaded: Loaded, address: str) -> None:
+    """Tell whoever watches; a server does not stop because nobody does."""
+    try:
+        print("\n".join(_announcement(loaded, address)), flush=True)
+    except OSError:  # such as a pipe that nobody reads any more
+        # What is left in the buffer would fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _announcement(loaded: Loaded, address: str) -> Iterator[str]:

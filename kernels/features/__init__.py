@@ -17,6 +17,7 @@ Within a request the program computes features of user and context once, sums th
 and compares a candidate with the recent items once; features then pick from what is there.
 """
 
+from recserve.kernels.features._program import first_bad_list_code
 from recserve.kernels.features.batch import (
     MISSING_CODE,
     MISSING_TIME,
@@ -47,6 +48,7 @@ __all__ = [
     "FeatureSchemaError",
     "FeatureSpec",
     "ItemArrays",
+    "first_bad_list_code",
     "recent_items",
     "reference_features",
 ]

@@ -49,7 +49,10 @@ def first_bad_code(const int32_t[:, ::1] codes, const int64_t[::1] sizes):
 
 
 def first_bad_list_code(const int32_t[::1] codes, const int64_t[::1] offsets, const int64_t[::1] sizes):
-    """Index of the first list code outside [0, size of its column's vocabulary), or -1."""
+    """Index of the first list code outside [0, size of its column's vocabulary), or -1.
+
+    Lists go row by row, and by column within one: list l is of column l mod len(sizes). The offsets are trusted.
+    """
     cdef Py_ssize_t l, i
     cdef int64_t size
     for l in range(offsets.shape[0] - 1):

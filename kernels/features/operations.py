@@ -55,6 +55,8 @@ DOT_LANES: Final = 8
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 """Names of columns, features, vocabularies, sources, spaces and event types: also file names and parts of addresses."""
+NAME_RULE: Final = "a letter or _, then at most 63 letters, digits, _ or -"
+"""`NAME` in words."""
 
 BUILTIN_CARDINALITIES: Final[Mapping[str, int]] = MappingProxyType({"context.hour": 24, "context.weekday": 7})
 """Vocabularies of the built-in categories; the dot keeps them apart from every declared vocabulary."""

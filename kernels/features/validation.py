@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from recserve.kernels.features.operations import (
     BUILTIN_CARDINALITIES,
     NAME,
+    NAME_RULE,
     OPERATIONS,
     RESERVED,
     Columns,
@@ -19,9 +20,8 @@ from recserve.kernels.features.operations import (
     suggest,
 )
 from recserve.kernels.features.specs import CATEGORY_TYPES, COLUMN_TYPES, ColumnSpec, ColumnType, FeatureSpec
+from recserve.kernels.limits import LARGEST_EXACT_INTEGER
 
-MAX_CODES: Final = 2**24
-"""float32 holds every whole number up to here: category codes and their pairs stay below it."""
 MAX_LAST: Final = 1000
 
 _SCOPE_TYPES: Final[Mapping[str, tuple[ColumnType, ...]]] = {
@@ -81,8 +81,8 @@ def cardinality_problems(schema: SchemaParts, cardinalities: Mapping[str, int]) 
         size = cardinalities.get(vocabulary)
         if size is None:
             problems.append(f'vocabulary "{vocabulary}" is missing{suggest(vocabulary, list(cardinalities))}')
-        elif not 0 <= size <= MAX_CODES:
-            problems.append(f'vocabulary "{vocabulary}" has {size} values; 0 to {MAX_CODES} are possible')
+        elif not 0 <= size <= LARGEST_EXACT_INTEGER:
+            problems.append(f'vocabulary "{vocabulary}" has {size} values; 0 to {LARGEST_EXACT_INTEGER} are possible')
     return problems or _pair_problems(schema, {**cardinalities, **BUILTIN_CARDINALITIES})
 
 
@@ -92,10 +92,10 @@ def _pair_problems(schema: SchemaParts, cardinalities: Mapping[str, int]) -> lis
     for index, feature in enumerate(schema.features):
         if feature.op == "pair":
             a, b = (cardinalities[resolve(address, columns).vocabulary] for address in feature.inputs)
-            if a * b > MAX_CODES:
+            if a * b > LARGEST_EXACT_INTEGER:
                 problems.append(
-                    f'features[{index}] "{feature.name}": {a} x {b} pairs are more than the {MAX_CODES} that float32 '
-                    "tells apart; use smaller vocabularies"
+                    f'features[{index}] "{feature.name}": {a} x {b} pairs are more than the {LARGEST_EXACT_INTEGER} '
+                    "that float32 tells apart; use smaller vocabularies"
                 )
     return problems
 
@@ -109,7 +109,7 @@ def _column_problems(scope: str, specs: Sequence[ColumnSpec]) -> Iterator[str]:
         if column.type not in _SCOPE_TYPES[scope]:
             yield f'{where}: type "{column.type}" is not possible here{suggest(column.type, _SCOPE_TYPES[scope])}'
         elif column.type in CATEGORY_TYPES and not NAME.fullmatch(column.vocabulary):
-            yield f'{where}: vocabulary "{column.vocabulary}" {_NAME_RULE}'
+            yield f'{where}: vocabulary "{column.vocabulary}" is not a name: {NAME_RULE}'
         elif column.type not in CATEGORY_TYPES and column.vocabulary:
             yield f"{where}: only columns of type category or categories have a vocabulary"
 
@@ -121,13 +121,10 @@ def _shared_names(columns: Columns) -> Iterator[str]:
             yield f'context column "{name}" has the name of a user column; a request could not tell which it overrides'
 
 
-_NAME_RULE: Final = "is not a name: a letter or _, then at most 63 letters, digits, _ or -"
-
-
 def _name_problems(where: str, names: Sequence[str], attribute: str = "") -> Iterator[str]:
     for index, name in enumerate(names):
         if not NAME.fullmatch(name):
-            yield f'{where}[{index}]{attribute}: "{name}" {_NAME_RULE}'
+            yield f'{where}[{index}]{attribute}: "{name}" is not a name: {NAME_RULE}'
     for name, times in Counter(names).items():
         if times > 1:
             yield f'{where}: "{name}" is there {times} times'

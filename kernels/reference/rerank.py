@@ -40,6 +40,8 @@ def _interpolate(margin: float, x: NDArray[np.float64], y: NDArray[np.float64]) 
     if right == 0 or right == len(x):
         return float(y[max(0, right - 1)])
     left = right - 1
+    if margin == x[left]:
+        return float(y[left])
     value = y[left] + (margin - x[left]) * ((y[right] - y[left]) / (x[right] - x[left]))
     return float(min(value, y[right]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from recserve.kernels.features import MISSING_TIME
 
 Value: TypeAlias = float | int | bool | str | datetime.datetime | tuple[str, ...]
 """An attribute's value: number, integer, flag, category or string, time (UTC), categories."""
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -39,6 +41,24 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.values)
+
+
+def as_stored(values: NDArray[np.generic], dtype: np.dtype[ScalarT]) -> NDArray[ScalarT]:
+    """An item column's values as `items/features.npy` and `items/times.npy` hold them.
+
+    Args:
+        values: numbers, integers, flags or times, or int32 category codes.
+        dtype: of the file. In float32, numbers are rounded, those beyond it are infinite, codes are exact (there are
+            not that many), and a missing category is NaN.
+
+    Returns:
+        The values in that type.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = values.astype(dtype)
+    if values.dtype == np.int32:
+        stored[values.astype(np.int32) < 0] = np.nan
+    return stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)

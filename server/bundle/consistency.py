@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from recserve.bundle.v1 import manifest_pb2
@@ -27,7 +28,6 @@ ROLE_TYPES: Final[dict[str, int]] = {
 FEATURE_TYPES: Final[dict[str, tuple[int, ...]]] = {
     "number": (manifest_pb2.NUMBER, manifest_pb2.INTEGER, manifest_pb2.FLAG),
     "category": (manifest_pb2.CATEGORY,),
-    "categories": (manifest_pb2.CATEGORIES,),
     "time": (manifest_pb2.TIME,),
 }
 """By type of an item column in the feature definitions: the types that it may have in the catalogue."""
@@ -179,6 +179,14 @@ def _check_calibration(field: str, calibration: manifest_pb2.Calibration) -> Non
             raise mismatch("an isotonic map has a relevance at each knot", f"{field}.y", len(x), len(y))
         if x != sorted(set(x)) or y != sorted(y):
             raise mismatch("an isotonic map ascends", field, "strictly ascending knots, ascending relevances", [x, y])
+        _check_slopes(field, x, y)
+
+
+def _check_slopes(field: str, x: Sequence[float], y: Sequence[float]) -> None:
+    """Between knots, interpolation divides: neither steps nor slopes may be more than a double holds."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(zip(x, y, strict=True)):
+        if not (math.isfinite(x1 - x0) and math.isfinite((y1 - y0) / (x1 - x0))):
+            raise mismatch("an isotonic map has an infinite slope or step", field, "finite ones", [(x0, y0), (x1, y1)])
 
 
 def _check_feature_count(manifest: manifest_pb2.Manifest, schema: FeatureSchema) -> None:

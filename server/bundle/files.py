@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf import json_format
@@ -32,6 +34,15 @@ ManifestT = TypeVar("ManifestT", bound=Message)
 
 ANY: Final = -1
 """Stands in an expected shape for a length that the file itself decides."""
+
+MAX_MANIFEST_BYTES: Final = 64 * 2**20
+"""A manifest is read whole, before anything about it is known; a listed file takes some 150 bytes of it."""
+
+_HEADER: Final = re.compile(
+    r"\{'descr': '([^']{1,16})', 'fortran_order': (False|True), 'shape': \(((?:\d{1,24}, ?)*(?:\d{1,24})?)\), \} *\n",
+    re.ASCII,
+)
+"""A .npy header as NumPy writes it. Nothing else is a bundle's, and no more of Python's syntax has to be understood."""
 
 
 def file_sha256(path: Path) -> str:
@@ -93,11 +104,28 @@ def _manifest_text(root: Path, name: str) -> str:
     if not root.is_dir():
         raise BundleNotFoundError(f"no such directory: {root}", expected="a directory with a manifest in it")
     try:
+        _check_manifest_file((root / name).lstat(), name)
         return (root / name).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BundleNotFoundError(f"{root} holds no manifest: it is not what an export wrote", file=name) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleCorruptError(f"the manifest cannot be read: {error}", file=name) from error
+
+
+def _check_manifest_file(status: os.stat_result, name: str) -> None:
+    """Look before it is opened: opening a named pipe would wait for its writer."""
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleCorruptError(
+            "the manifest is no file: copy the bundle with its links resolved", file=name, expected="a regular file"
+        )
+    if status.st_size > MAX_MANIFEST_BYTES:
+        raise BundleCorruptError(
+            "the manifest is too long to be one",
+            file=name,
+            field="bytes",
+            expected=f"at most {MAX_MANIFEST_BYTES}",
+            found=status.st_size,
+        )
 
 
 def _check_schema_version(text: str, name: str) -> None:
@@ -230,41 +258,73 @@ class ArtifactFiles:
             A C-contiguous array backed by the file: no page of it is private memory.
 
         Raises:
-            BundleCorruptError: not a .npy file, or shorter or longer than its header says.
+            BundleCorruptError: not a .npy file as NumPy writes it, shorter or longer than its header says, or
+                not aligned.
             BundleMismatchError: other element type, order or shape.
         """
         path = self.path(relative)
-        try:
-            mapped = np.lib.format.open_memmap(path, mode="r")
-        except (ValueError, OSError) as error:
-            raise BundleCorruptError(f"not a readable .npy array: {error}", file=relative) from error
-        if mapped.offset + mapped.nbytes != path.stat().st_size:
+        header = _read_header(path, relative)
+        _check_header(header, relative, dtype, shape)
+        expected = header.offset + math.prod(header.shape) * dtype.itemsize
+        if expected != path.stat().st_size:
             raise BundleCorruptError(
                 "the array's header contradicts the file's size",
                 file=relative,
-                expected=mapped.offset + mapped.nbytes,
+                expected=expected,
                 found=path.stat().st_size,
             )
-        _check_array(mapped, relative, dtype, shape)
-        return mapped.view(np.ndarray)
+        mapped = np.memmap(path, dtype, "r", header.offset, header.shape).view(np.ndarray)
+        if not mapped.flags.aligned:
+            raise BundleCorruptError(
+                "the array's values are not aligned: its header has another length than NumPy gives it",
+                file=relative,
+                field="offset",
+                expected=f"a multiple of {dtype.itemsize}",
+                found=header.offset,
+            )
+        return mapped
 
 
-def _check_array(found: NDArray[np.generic], file: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
-    if found.dtype != dtype or not found.flags.c_contiguous:
-        order = "" if found.flags.c_contiguous else " in Fortran order"
+class _Header(NamedTuple):
+    """What a .npy file says of itself; its numbers may be of any size."""
+
+    dtype: str
+    fortran_order: bool
+    shape: tuple[int, ...]
+    offset: int
+    """Where the values start."""
+
+
+def _read_header(path: Path, file: str) -> _Header:
+    """Read a header of format 1.0: magic number, version, length in two bytes, a Python literal that ends the line."""
+    with path.open("rb") as stream:
+        start = stream.read(10)
+        text = stream.read(int.from_bytes(start[8:], "little")).decode("latin-1")
+    found = _HEADER.fullmatch(text)
+    if start[:8] != b"\x93NUMPY\x01\x00" or not found:
+        raise BundleCorruptError("not a .npy array as NumPy writes it (format 1.0)", file=file)
+    dtype, fortran_order, lengths = found.groups()
+    shape = tuple(int(length) for length in re.findall(r"\d+", lengths))
+    return _Header(dtype, fortran_order == "True", shape, len(start) + len(text))
+
+
+def _check_header(header: _Header, file: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+    if header.dtype != dtype.str or header.fortran_order:
         raise BundleMismatchError(
             "an array has another element type",
             file=file,
             field="dtype",
             expected=dtype.str,
-            found=found.dtype.str + order,
+            found=header.dtype + (" in Fortran order" if header.fortran_order else ""),
         )
-    fits = len(found.shape) == len(shape) and all(w in (ANY, f) for w, f in zip(shape, found.shape, strict=True))
+    fits = len(header.shape) == len(shape) and all(
+        want in (ANY, have) for want, have in zip(shape, header.shape, strict=True)
+    )
     if not fits:
         raise BundleMismatchError(
             "an array has another shape than the manifest says",
             file=file,
             field="shape",
             expected=tuple("any" if length == ANY else length for length in shape),
-            found=found.shape,
+            found=header.shape,
         )

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import numpy as np
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.kernels.features import operations
 from recserve.server.bundle.errors import BundleCorruptError
 
 SCHEMA_VERSION: Final = 1
@@ -51,15 +51,12 @@ COLUMN_PARTS: Final[dict[int, dict[str, np.dtype[np.generic]]]] = {
 }
 """By column type: its parts with their dtypes; the part "" stands for the column's only file."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+NAME_RULE: Final = operations.NAME_RULE
 
 
 def is_name(name: str) -> bool:
     """Whether a column, space, vocabulary or objective may have this name, which becomes part of file names."""
-    return _NAME.fullmatch(name) is not None
-
-
-NAME_RULE: Final = "a letter or _, then at most 63 letters, digits, _ or -"
+    return operations.NAME.fullmatch(name) is not None
 
 
 def column_file(name: str, part: str = "") -> str:

@@ -158,7 +158,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
 
     Args:
         path: the bundle's directory; it may be a link to one.
-        verify: also compare checksums and check the contents of index arrays (offsets, codes, keys).
+        verify: also compare checksums and check the contents of arrays: indexes (offsets, codes, keys), times, vectors,
+            and that arrays made of item columns hold their values.
 
     Raises:
         BundleNotFoundError: no such directory, or no manifest in it.
@@ -179,9 +180,9 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     spaces = {spec.name: _open_space(files, spec, catalogue.size) for spec in manifest.spaces}
     if verify:
         _check_catalogue(catalogue)
+        _check_matrices(catalogue, manifest.catalogue)
         for space in spaces.values():
-            if space.user_keys is not None:
-                checks.check_ascending(space.user_keys, layout.space_file(space.name, "user_keys.npy"))
+            _check_space(space)
     return Bundle(files, manifest, schema, vocabularies, catalogue, spaces)
 
 
@@ -309,5 +310,27 @@ def _check_column(column: Column) -> None:
         case StringColumn():
             checks.check_monotone(column.offsets, layout.column_file(name, "offsets"))
             checks.check_utf8(column.utf8, column.offsets, layout.column_file(name, "utf8"))
-        case NumberColumn() | IntegerColumn() | TimeColumn():
+        case TimeColumn():
+            checks.check_times(column.values, layout.column_file(name))
+        case NumberColumn() | IntegerColumn():
             pass  # every bit pattern is a value
+
+
+def _check_matrices(catalogue: Catalogue, spec: manifest_pb2.Catalogue) -> None:
+    """What features read of the items, and what filters and answers read, are the same."""
+    for matrix, names, file in (
+        (catalogue.features, spec.feature_columns, layout.ITEM_FEATURES),
+        (catalogue.times, spec.time_columns, layout.ITEM_TIMES),
+    ):
+        for index, name in enumerate(names):
+            column: Any = catalogue.columns[name]  # of one value per item: check_schema has seen to that
+            values = column.codes if isinstance(column, CategoryColumn) else column.values
+            checks.check_column(matrix, index, values, file)
+
+
+def _check_space(space: Space) -> None:
+    checks.check_vectors(space.vectors, layout.space_file(space.name, "vectors.npy"), normalized=space.normalized)
+    if space.user_vectors is not None and space.user_keys is not None:
+        file = layout.space_file(space.name, "user_vectors.npy")
+        checks.check_vectors(space.user_vectors, file, normalized=space.normalized)
+        checks.check_ascending(space.user_keys, layout.space_file(space.name, "user_keys.npy"))

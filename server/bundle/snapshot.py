@@ -155,8 +155,9 @@ def _check_columns(columns: ColumnValues, users: int, wanted: ColumnLayout, card
     for index, column in enumerate(wanted.codes):
         checks.check_between(columns.codes[:, index], -1, cardinalities[column.vocabulary], layout.USER_CODES)
     if wanted.lists:
-        largest = max(cardinalities[column.vocabulary] for column in wanted.lists)
-        checks.check_between(columns.list_codes, 0, largest, layout.USER_LIST_CODES)
+        checks.check_monotone(columns.list_offsets, layout.USER_LIST_OFFSETS)  # also of a snapshot that is not verified
+        sizes = [cardinalities[column.vocabulary] for column in wanted.lists]
+        checks.check_list_codes(columns.list_codes, columns.list_offsets, sizes, layout.USER_LIST_CODES)
 
 
 def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
@@ -164,7 +165,7 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
 
     Args:
         path: the snapshot's directory; it may be a link to one.
-        verify: also compare checksums and check the contents of index arrays (offsets, codes, keys).
+        verify: also compare checksums and check the contents of arrays: indexes (offsets, codes, keys), times, counts.
 
     Raises:
         BundleNotFoundError: no such directory, or no manifest in it.
@@ -186,6 +187,9 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
         checks.check_monotone(columns.list_offsets, layout.USER_LIST_OFFSETS)
         checks.check_monotone(history.offsets, layout.HISTORY_OFFSETS)
         checks.check_between(history.events, 0, len(manifest.event_types), layout.HISTORY_EVENTS)
+        checks.check_times(columns.times, layout.USER_TIMES)
+        checks.check_times(history.last_us, layout.HISTORY_LAST, missing=False)
+        checks.check_counts(history.counts, layout.HISTORY_COUNTS)
     return Snapshot(path, manifest, ids, columns, history)
 
 

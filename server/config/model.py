@@ -17,7 +17,7 @@ DEFAULT_PLACEMENT = "default"
 """The placement of requests that name none; it always exists."""
 
 MAX_WEIGHT = 1e6
-"""The largest weight of a source or objective, here and in requests: sums of them and products with them stay finite."""
+"""The largest weight of a source or objective, here and in requests: sums and products of them stay finite."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
@@ -165,7 +165,9 @@ class SourceSettings(_Section):
     """A candidate source with its share."""
 
     name: Name = Field(description="Such as `ann`, another vector space of the bundle, `popular`, `again`.")
-    weight: float = Field(ge=0, le=MAX_WEIGHT, description="Share of the candidates, relative to the other sources' weights.")
+    weight: float = Field(
+        ge=0, le=MAX_WEIGHT, description="Share of the candidates, relative to the other sources' weights."
+    )
 
 
 class CapSettings(_Section):

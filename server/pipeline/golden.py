@@ -91,12 +91,14 @@ def _check_names(requests: Sequence[GoldenRequest], pipeline: Pipeline) -> None:
     categories = {name for name, column in catalogue.columns.items() if isinstance(column, CategoryColumn)}
     numbers = {part for part, column in roles.items() if isinstance(column, NumberColumn)}
     times = {part for part, column in roles.items() if isinstance(column, TimeColumn)}
+    compared = {"similarity"} if pipeline.similarity_spaces else set()
     for index, each in enumerate(requests):
         asked = {
             "quotas": (set(each.quotas), set(pipeline.sources)),
             "cap_attribute": ({each.cap_attribute} - {""}, categories),
             "price_max": ({"price"} if each.price_max is not None else set(), numbers),
             "freshness_boost": ({"launch_time"} if each.freshness_boost else set(), times),
+            "mmr_weight": ({"similarity"} if each.mmr_weight is not None else set(), compared),
         }
         for field, (wanted, there) in asked.items():
             if not wanted <= there:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from recserve.bundle.v1 import manifest_pb2
 from recserve.kernels.features import MISSING_CODE, MISSING_TIME, ColumnLayout, ColumnValues
+from recserve.server.bundle.checks import first_bad_vector
 from recserve.server.bundle.columns import (
     CategoryColumn,
     Column,
@@ -39,8 +40,6 @@ from recserve.server.bundle.reader import Bundle
 
 TOWER_TOLERANCE: Final = 1e-5
 """Largest difference between two runs of one network, relative to the length of its vectors."""
-LENGTH_TOLERANCE: Final = 1e-4
-"""How far the length of a normalised vector may be from 1."""
 
 Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A tower's inputs by name, all with R rows: float32 or int64."""
@@ -378,18 +377,10 @@ def check_vectors(vectors: NDArray[np.float32], *, normalized: bool, what: str, 
     Raises:
         TowerOutputError: names the first such row.
     """
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise TowerOutputError(f"{what}: row {first_row + int(np.argmin(finite))} is not finite")
-    if normalized:
-        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-        wrong = np.abs(lengths - 1.0) > LENGTH_TOLERANCE
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise TowerOutputError(
-                f"{what}: row {first_row + row} has length {lengths[row]:.6g}, but the space is declared normalised "
-                "(length 1)"
-            )
+    bad = first_bad_vector(vectors, normalized=normalized)
+    if bad is not None:
+        row, problem = bad
+        raise TowerOutputError(f"{what}: row {first_row + row} {problem}")
 
 
 class UserTower:

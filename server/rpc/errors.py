@@ -37,7 +37,7 @@ class NotImplementedMethodError(RequestError):
 
 
 class ListenError(RecserveError):
-    """The server cannot listen on its address: the port is taken, or the address is not this machine's."""
+    """The server cannot listen on its address; the message has the system's reason."""
 
 
 class PlacementError(RecserveError):

@@ -288,7 +288,8 @@ class Resolver:
         match rerank.WhichOneof("diversity"):
             case "mmr":
                 if not self._pipeline.similarity_spaces:
-                    self._problems.lacks("rerank.mmr", "MMR needs a vector space of length 1 (normalized); export the bundle with one")
+                    message = "MMR needs a vector space of length 1 (normalized); export the bundle with one"
+                    self._problems.lacks("rerank.mmr", message)
                 return rerank.mmr.relevance_weight
             case None:
                 return self._placement.rerank.mmr_weight

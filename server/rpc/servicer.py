@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from recserve.kernels.features import ColumnValues
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import Settings
-from recserve.server.pipeline.errors import NotReadyError, RequestError
+from recserve.server.pipeline.errors import DeadlineExpiredError, NotReadyError
 from recserve.server.pipeline.types import Degraded, Result, UserState
 from recserve.server.rpc import answers, validate
 from recserve.server.rpc.admission import Admission, Ticket
@@ -103,32 +103,35 @@ class RecommenderService:
         return response.SerializeToString()
 
     async def drain(self) -> None:
-        """Refuse new requests and return when those that were admitted have been answered."""
+        """Refuse new requests; return when admitted ones have been answered and what they showed is recorded."""
         self._admission.close()
         await self._admission.drained()
+        await asyncio.gather(*self._recording)
 
     async def close(self) -> None:
-        """End the compute threads and finish recording; nothing may be in flight any more."""
+        """Refuse new requests and end the compute threads, each after the batch that it is at."""
         self._admission.close()
         await self._batcher.close()
-        await asyncio.gather(*self._recording)
 
     # ------------------------------------------------------------------------------------------ methods
 
     async def _recommend(self, request: pb.RecommendRequest, call: Call) -> pb.RecommendResponse:
         job = self._converter.recommend(request, call.request_id, call.deadline)
-        answer = await self._answer_one(job, call)
-        return answers.recommend_response(answer, call.elapsed_us())
+        response = pb.RecommendResponse()
+        answers.fill_recommend(response, await self._answer(job, call))
+        return response
 
     async def _similar_items(self, request: pb.SimilarItemsRequest, call: Call) -> pb.SimilarItemsResponse:
         job = self._converter.similar(request, call.request_id, call.deadline)
-        answer = await self._answer_one(job, call)
-        return answers.similar_response(answer, call.elapsed_us())
+        response = pb.SimilarItemsResponse()
+        answers.fill_similar(response, await self._answer(job, call))
+        return response
 
     async def _rank_items(self, request: pb.RankItemsRequest, call: Call) -> pb.RankItemsResponse:
         job = self._converter.rank(request, call.request_id, call.deadline)
-        answer = await self._answer_one(job, call)
-        return answers.rank_response(answer, call.elapsed_us())
+        response = pb.RankItemsResponse()
+        answers.fill_rank(response, await self._answer(job, call))
+        return response
 
     async def _explain(self, _request: pb.ExplainRequest, _call: Call) -> pb.ExplainResponse:
         raise NotImplementedMethodError("Explain")
@@ -138,57 +141,77 @@ class RecommenderService:
         validate.check_batch(request, problems)
         problems.raise_any()
         ids = [usable_request_id(each.request_id) or new_request_id() for each in request.requests]
-        jobs = [self._job_or_error(each, each_id, call) for each, each_id in zip(request.requests, ids, strict=True)]
-        outcomes = await self._answer_all(jobs, call)
-        if all(isinstance(outcome, NotReadyError) for outcome in outcomes):
-            raise NotReadyError(str(outcomes[0]))  # one status for all, so that clients turn to another replica
-        finished = zip(outcomes, ids, strict=True)
-        return pb.BatchRecommendResponse(answers=[_batch_answer(*each, call) for each in finished])
-
-    def _job_or_error(self, request: pb.RecommendRequest, request_id: str, call: Call) -> Job | Exception:
-        try:
-            return self._converter.recommend(request, request_id, call.deadline)
-        except Exception as error:  # it becomes the status of this request alone
-            return error
+        with ExitStack() as tickets:  # gives back what is still out where the caller leaves
+            entries = await self._admit_all(zip(request.requests, ids, strict=True), call, tickets)
+            if all(isinstance(entry, NotReadyError) for entry in entries):
+                raise NotReadyError(str(entries[0]))  # one status for all, so that clients turn to another replica
+            return await self._answer_all(entries, ids, call)
 
     # ----------------------------------------------------------------------------------------- the road
 
-    async def _answer_one(self, job: Job, call: Call) -> Answer:
-        [outcome] = await self._answer_all([job], call)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+    async def _answer(self, job: Job, call: Call) -> Answer:
+        """The road of a single request."""
+        with self._admission.admit(call.deadline):
+            [fetched] = await self._fetch([job], call)
+            return await self._compute(job, fetched, call)
 
-    async def _answer_all(self, jobs: Sequence[Job | Exception], call: Call) -> list[Answer | Exception]:
-        """Outcomes in the order of the jobs. Each job is admitted by itself; state is fetched for all at once."""
-        with ExitStack() as tickets:  # gives back what is still out where the caller leaves
-            entries = [self._admit(job, call, tickets) for job in jobs]
-            admitted = [entry for entry in entries if isinstance(entry, _Admitted)]
-            fetched = await self._fetch([entry.job for entry in admitted], call)
-            road = [self._compute(entry, mine) for entry, mine in zip(admitted, fetched, strict=True)]
-            answered = iter([await road[0]] if len(road) == 1 else await asyncio.gather(*road))
-        return [next(answered) if isinstance(entry, _Admitted) else entry for entry in entries]
+    async def _admit_all(
+        self, requests: Iterable[tuple[pb.RecommendRequest, str]], call: Call, tickets: ExitStack
+    ) -> list[_Admitted | Exception]:
+        """Each request of a batch, which come with their ids, or why it is not admitted."""
+        entries: list[_Admitted | Exception] = []
+        for request, request_id in requests:
+            try:
+                job = self._converter.recommend(request, request_id, call.deadline)
+                entries.append(_Admitted(job, tickets.enter_context(self._admission.admit(call.deadline))))
+            except Exception as error:  # it becomes the status of this request alone
+                entries.append(error)
+            await asyncio.sleep(0)  # other calls go on in between
+        return entries
 
-    def _admit(self, job: Job | Exception, call: Call, tickets: ExitStack) -> _Admitted | Exception:
-        if isinstance(job, Exception):
-            return job
-        try:
-            return _Admitted(job, tickets.enter_context(self._admission.admit(call.deadline)))
-        except RequestError as error:
-            return error
+    async def _answer_all(
+        self, entries: Sequence[_Admitted | Exception], ids: Sequence[str], call: Call
+    ) -> pb.BatchRecommendResponse:
+        """Each request's answer or status; state is fetched for all at once."""
+        admitted = [entry for entry in entries if isinstance(entry, _Admitted)]
+        fetched = await self._fetch([entry.job for entry in admitted], call)
+        response = pb.BatchRecommendResponse()
+        async with asyncio.TaskGroup() as group:
+            road = [group.create_task(self._outcome(*each, call)) for each in zip(admitted, fetched, strict=True)]
+            arriving = iter(road)
+            for entry, request_id in zip(entries, ids, strict=True):
+                outcome = await next(arriving) if isinstance(entry, _Admitted) else entry
+                _add_answer(response, outcome, request_id)
+                await asyncio.sleep(0)  # other calls go on in between
+        return response
+
+    async def _outcome(self, admitted: _Admitted, fetched: _Fetched, call: Call) -> Answer | Exception:
+        """The road of one request of a batch, which gives its place back before the others are there."""
+        with admitted.ticket:
+            try:
+                return await self._compute(admitted.job, fetched, call)
+            except Exception as error:  # it becomes the status of this request alone
+                return error
 
     async def _fetch(self, jobs: Sequence[Job], call: Call) -> list[_Fetched]:
-        """The state of each job's user; where the store does not answer in time, as if nobody knew the user."""
+        """The state of each job's user; where the store does not answer in time, as if nobody knew the user.
+
+        Raises:
+            DeadlineExpiredError: the caller's own deadline was over first, which says nothing of the store.
+        """
         user_ids = list(dict.fromkeys(job.query.user_id for job in jobs if job.query.user_id))
         if not user_ids:
             return [_Fetched(_unknown_user(job), 0, ()) for job in jobs]
         started = time.monotonic()
+        time_left = call.deadline - started
         states: dict[str, UserState] = {}
         reason = ""
         try:
-            async with asyncio.timeout(min(self._state_deadline_s, call.deadline - started)):
+            async with asyncio.timeout(min(self._state_deadline_s, time_left)):
                 states = dict(zip(user_ids, await self._state.fetch(user_ids), strict=True))
         except TimeoutError:
+            if time_left < self._state_deadline_s:
+                raise DeadlineExpiredError("state") from None
             reason = "deadline"
         except StateUnavailableError:
             reason = "state_unavailable"
@@ -206,17 +229,23 @@ class RecommenderService:
             else:
                 logger.info("the state store answers again")
 
-    async def _compute(self, admitted: _Admitted, fetched: _Fetched) -> Answer | Exception:
-        job = admitted.job
-        try:
-            result, queue_us = await self._batcher.submit(job.pipeline, job.query, fetched.state)
-        except Exception as error:  # it becomes the status of this request alone
-            return error
-        finally:
-            admitted.ticket.release()
+    async def _compute(self, job: Job, fetched: _Fetched, call: Call) -> Answer:
+        if job.needs_state and fetched.degraded:
+            raise StateUnavailableError(
+                "the request excludes what its user bought or was shown, and that cannot be had now: try again soon, "
+                "or ask without filter.exclude_purchased and filter.exclude_shown"
+            )
+        result, queue_us = await self._batcher.submit(job.pipeline, job.query, fetched.state)
         if job.record_shown:
             self._record_shown(job, result)
-        return Answer(job=job, result=result, queue_us=queue_us, state_us=fetched.elapsed_us, degraded=fetched.degraded)
+        return Answer(
+            job=job,
+            result=result,
+            queue_us=queue_us,
+            state_us=fetched.elapsed_us,
+            total_us=call.elapsed_us(),
+            degraded=fetched.degraded,
+        )
 
     def _record_shown(self, job: Job, result: Result) -> None:
         """Remember the answer, off its road; the loop itself keeps no reference to a task."""
@@ -270,8 +299,11 @@ def _unknown_user(job: Job) -> UserState:
     return UserState(known=False, columns=ColumnValues.missing(job.pipeline.bundle.schema.user_layout, 1))
 
 
-def _batch_answer(outcome: Answer | Exception, request_id: str, call: Call) -> pb.BatchAnswer:
+def _add_answer(response: pb.BatchRecommendResponse, outcome: Answer | Exception, request_id: str) -> None:
+    target = response.answers.add()
     if isinstance(outcome, Answer):
-        return pb.BatchAnswer(response=answers.recommend_response(outcome, call.elapsed_us()))
+        answers.fill_recommend(target.response, outcome)
+        return
     status = status_of(outcome, request_id)
-    return pb.BatchAnswer(status=pb.Status(code=status.code, message=status.message, details=status.details))
+    target.status.code, target.status.message = status.code, status.message
+    target.status.details.extend(status.details)

@@ -91,9 +91,7 @@ def _precondition(error: request.BundleLacksError) -> Iterable[Packed]:
 
 def _unknown_items(error: request.UnknownItemsError) -> Iterable[Packed]:
     def item(item_id: str, description: str) -> Packed:
-        return _packed(
-            detail.ResourceInfo(resource_type="item", resource_name=_text(item_id), description=description)
-        )
+        return _packed(detail.ResourceInfo(resource_type="item", resource_name=_text(item_id), description=description))
 
     items = (item(each, "not in the catalogue") for each in error.item_ids)
     return _fitting(items, len(error.item_ids), lambda rest: item("", rest))

@@ -172,7 +172,7 @@ def _check_feature(field: str, value: pb.FeatureValue, problems: Problems) -> No
         case "number":
             if not abs(value.number) <= limits.MAX_NUMBER:  # also true of NaN
                 description = (
-                    f"must be a finite number of at most {limits.MAX_NUMBER:.5g} either way, but is {value.number:g}; "
+                    f"must be finite and at most {limits.MAX_NUMBER:.5g} either way, but is {value.number:g}; "
                     "leave the feature out where it is unknown"
                 )
                 problems.reject(f"{field}.number", description)

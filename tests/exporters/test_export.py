@@ -41,6 +41,7 @@ from recserve.server.pipeline.host import this_host
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
 from recserve.server.pipeline.types import Query, Result, UserState
 
+OTHER_SPACES = {"source.ann.score", "space.ann", "space.content"}
 Work = Callable[[Pipeline, Snapshot, int, int], tuple[Query, UserState]]
 
 
@@ -243,6 +244,17 @@ def test_a_catalogue_with_popularity_alone(shop: Any, tmp_path: Path, quiet: Con
     export_bundle(spec, tmp_path / "bundle", console=quiet)
     golden = GoldenSet.load(open_bundle(tmp_path / "bundle"))
     assert not any(each.cap_attribute or each.price_max or each.freshness_boost for each in golden.requests)
+
+
+def test_with_factors_alone(shop: Any, complete: Any, tmp_path: Path, quiet: Console) -> None:
+    """No space of length 1: golden requests do without diversity."""
+    features = [each for each in shop.spec.features.features if {*each.inputs}.isdisjoint(OTHER_SPACES)]
+    schema = replace(shop.spec.features, features=tuple(features))
+    spec = replace(shop.spec, features=schema, spaces=[shop.spec.spaces[1]], rankers=())
+    export_bundle(spec, tmp_path / "bundle", snapshot=complete.snapshot, console=quiet)
+    bundle = open_bundle(tmp_path / "bundle")
+    assert {each.mmr_weight for each in GoldenSet.load(bundle).requests} == {None}
+    assert open_pipeline(bundle).sources == ("als", "popular", "again")
 
 
 @pytest.mark.slow

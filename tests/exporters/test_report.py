@@ -91,7 +91,7 @@ def test_the_page_says_what_the_bundle_holds(page: Page, complete: Any) -> None:
     assert {"click_ndcg@10", "0.4321"} <= words
     assert {"ann", "als", "content", "item tower", "user tower", "100 stored", "none: similarity only"} <= words
     assert {"click", "purchase", "sigmoid", "isotonic"} <= words
-    assert {"dot(space.als)", "equal(item.audience, user.gender)"} <= words
+    assert {"dot(space.als)", "equal(item.audience, user.gender)", "max_similarity(space.content, last 5)"} <= words
     assert {"2023-09-16 to 2025-05-31", "f 43%, m 28%, x 28%"} <= words
     assert {"items.parquet", complete.report.manifest.made_from[0].sha256} <= words
     assert {"golden/stages.npz", "spaces/ann/user.onnx"} <= words

@@ -93,6 +93,13 @@ def test_isotonic_with_one_knot_is_constant_and_clipped(rerank: ModuleType) -> N
     assert relevance.tolist() == [math.nextafter(1.0, 0.0)] * 3
 
 
+def test_isotonic_knots_that_almost_meet(rerank: ModuleType) -> None:
+    """From 0 to the smallest double the slope is infinite."""
+    x, y = np.array([-1.0, 0.0, 5e-324]), np.array([0.1, 0.2, 0.9])
+    margins = np.array([-1.0, -5e-324, 0.0, 5e-324, 1.0])
+    assert rerank.calibrate(margins, 2, x, y).tolist() == [0.1, 0.2, 0.2, 0.9, 0.9]
+
+
 def test_calibration_of_nan_is_nan() -> None:
     for kind, x, y in ((1, [1.0, 0.0], []), (2, [0.0, 1.0], [0.2, 0.3])):
         assert np.isnan(kernel.calibrate(np.array([np.nan]), kind, np.array(x), np.array(y, np.float64)))

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from recserve.server import cli, client
+from recserve.server.config import ServerSettings
 from recserve.server.text import printable
 from recserve.v1 import recommender_pb2 as pb
 
@@ -233,6 +234,28 @@ def test_a_value_that_no_message_can_hold(recserve: Run, arguments: tuple[str, .
     assert why in line
 
 
+@pytest.mark.parametrize("flag", ["--timeout", "--wait"])
+@pytest.mark.parametrize("value", ["nan", "inf", "1e300", "-1", "86401", "soon"])
+def test_times_that_nobody_can_wait(capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse("recommend", "--user", "u", f"{flag}={value}")
+    assert stopped.value.code == 2
+    assert f"argument {flag}: '{value}' is not a number of seconds from 0 to 86,400" in capsys.readouterr().err
+
+
+def test_no_request_is_answered_in_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse("recommend", "--user", "u", "--wait", "0", "--timeout", "0.01")
+    with pytest.raises(SystemExit):
+        parse("recommend", "--user", "u", "--timeout", "0")
+    assert "within 0 seconds" in capsys.readouterr().err
+
+
+def test_the_default_address_is_where_a_server_listens_by_default() -> None:
+    server = ServerSettings()
+    assert f"{server.host}:{server.port}" == client.DEFAULT_ADDRESS
+    assert cli._parser().parse_args(["call", "recommend", "--user", "u"]).address is None
+
+
 def test_waiting_for_a_server_ends(recserve: Run) -> None:
     address = f"127.0.0.1:{free_port()}"
     found = recserve("call", "recommend", "--user", "u", "--address", address, "--wait", "0.3")
@@ -270,11 +293,19 @@ def test_calls(recserve: Run, address: str) -> None:
 
 def test_json_is_the_whole_answer(recserve: Run, address: str) -> None:
     items = ("--item", "item-005", "--item", "item-006")
-    found = recserve("call", "rank", "--user", "user-03", *items, "--json", "--address", address, "--wait", "10")
+    found = recserve("call", "similar", *items, "--count", "3", "--json", "--address", address, "--wait", "10")
     assert found.returncode == 0, found.stderr
-    answer = Parse(found.stdout, pb.RankItemsResponse())
-    assert {item.item_id for item in answer.items} <= {"item-005", "item-006"}
+    answer = Parse(found.stdout, pb.SimilarItemsResponse())
+    assert len(answer.items) == 3
     assert answer.bundle.version == "1"
+
+
+def test_what_the_bundle_lacks_is_printed(recserve: Run, address: str) -> None:
+    found = recserve("call", "rank", "--user", "user-03", "--item", "item-005", "--address", address)
+    assert found.returncode == 1
+    first, second = found.stderr.splitlines()
+    assert first.startswith("recserve: FAILED_PRECONDITION: ")
+    assert second == "  item_ids: ranking given items needs a ranker; export the bundle with one"
 
 
 def test_every_field_that_the_server_refuses_is_printed(recserve: Run, address: str) -> None:

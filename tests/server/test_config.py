@@ -22,6 +22,7 @@ from recserve.server.config import (
 )
 from recserve.server.config.keys import ANY, all_keys, find, nearest
 from recserve.server.config.reference import renew
+from recserve.server.rpc import limits
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = {"RECSERVE_BUNDLES": '[{path = "/srv/bundle"}]'}
@@ -238,6 +239,10 @@ def test_bundle_names_are_unique(toml_file: TomlFile) -> None:
     assert problems(file=file) == {
         "bundles": (f"file {file}", "bundle names must be unique; given more than once: default")
     }
+
+
+def test_the_largest_batch_leaves_room_for_others() -> None:
+    assert load_settings(environment=BUNDLE).admission.max_queue >= 4 * limits.MAX_BATCH_REQUESTS
 
 
 def test_draining_can_be_switched_off(toml_file: TomlFile) -> None:

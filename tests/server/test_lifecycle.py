@@ -7,8 +7,12 @@ import re
 import shlex
 import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +193,49 @@ def test_the_address_in_the_hint_can_be_connected_to(listening: str, reachable: 
     assert lifecycle._reachable(listening) == reachable
 
 
+def test_a_host_that_does_not_exist(recserve: Run, tiny_bundle: Make) -> None:
+    found = recserve("serve", "--bundle", f"{tiny_bundle()}", "--host", "no-such-host.invalid")
+    assert found.returncode == 1
+    assert found.stderr.startswith("recserve: cannot listen on no-such-host.invalid:50051: the host is unknown (")
+    assert found.stderr.endswith("set server.host\n")
+
+
+@contextmanager
+def serving(program: str, *arguments: str, stdout: int) -> Iterator[subprocess.Popen[str]]:
+    """`recserve serve` on a free port, by a program that may prepare something before it calls `main`."""
+    command = [sys.executable, "-c", program, "serve", "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_with(process: subprocess.Popen[str], text: str) -> str:
+    """The next line of the process's log that holds the text."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return line
+    raise AssertionError(f"the log ended without {text!r}")
+
+
+MAIN = "from recserve.server.cli import main; raise SystemExit(main())"
+
+
+def test_nobody_reads_its_announcement(tiny_bundle: Make) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with serving(MAIN, "--bundle", f"{tiny_bundle()}", stdout=write) as server:
+        os.close(write)
+        address = line_with(server, "serving on").split()[-1]
+        assert health_of(address) == SERVING
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert "Error" not in log
+
+
 # ------------------------------------------------------------------------------------------------------------ drain
 
 
@@ -225,6 +272,38 @@ def test_what_takes_longer_than_the_drain_is_cut_off(
     assert server.wait() == 0
     assert "cut off" in server.log
     assert any(isinstance(call.exception(60), grpc.RpcError) for call in calls)
+
+
+STUCK = f"""
+import time
+from recserve.server.pipeline.pipeline import Pipeline
+
+def run(*_, **__):
+    print("stuck", flush=True)
+    time.sleep(300)
+
+Pipeline.run = run
+{MAIN}
+"""
+
+
+def test_a_kernel_that_does_not_return_does_not_keep_the_process(
+    tiny_bundle: Make, callers: ThreadPoolExecutor
+) -> None:
+    arguments = ("--bundle", f"{tiny_bundle()}", "--set", "server.drain_seconds=1")
+    with serving(STUCK, *arguments, stdout=subprocess.PIPE) as server:
+        address = line_with(server, "serving on").split()[-1]
+        call = callers.submit(recommend, address)
+        assert server.stdout is not None
+        assert any(line == "stuck\n" for line in server.stdout)
+        server.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        _, log = server.communicate(timeout=30)
+        seconds = time.monotonic() - started
+    assert server.returncode == 0
+    assert 0.9 < seconds < 5
+    assert "still at work" in log
+    assert isinstance(call.exception(30), grpc.RpcError)
 
 
 def test_a_second_signal_stops_at_once(start_server: Start, callers: ThreadPoolExecutor, tiny_bundle: Make) -> None:

@@ -485,7 +485,12 @@ def test_feature_definitions_that_are_none(tiny_bundle: Make, resign: Resign) ->
 def test_loading_half_a_gigabyte_keeps_nothing_of_it(tiny_bundle: Make, resign: Resign) -> None:
     """In a process of its own: what it allocates for itself must not grow with the vectors."""
     dim = 512 * 2**20 // (200 * 4)
-    path = tiny_bundle(edit=lambda m: (setattr(m.spaces[1], "dim", dim), m.spaces[1].ClearField("user_vectors")))
+
+    def widen(manifest: manifest_pb2.Manifest) -> None:
+        manifest.spaces[1].dim, manifest.spaces[1].normalized = dim, False
+        manifest.spaces[1].ClearField("user_vectors")
+
+    path = tiny_bundle(edit=widen)
     np.lib.format.open_memmap(path / "spaces/content/vectors.npy", "w+", np.float32, (200, dim)).flush()
     for name in ("user_vectors", "user_keys"):
         (path / f"spaces/content/{name}.npy").unlink()

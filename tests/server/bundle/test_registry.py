@@ -9,12 +9,10 @@ from recserve.server.bundle.registry import BundleRegistry
 
 def test_the_first_name_added_is_the_default() -> None:
     registry = BundleRegistry[str]()
-    assert registry.default is None
+    assert not registry.ready
     registry.add("stable", "bundle 1")
     registry.add("canary", "bundle 2")
-    assert registry.names == ("stable", "canary")
-    assert registry.default == registry.get("stable") == "bundle 1"
-    assert registry.get("shadow") is None
+    assert list(registry.ready.items()) == [("stable", "bundle 1"), ("canary", "bundle 2")]
 
 
 def test_replacing_keeps_the_place_and_returns_what_was_there() -> None:
@@ -22,7 +20,7 @@ def test_replacing_keeps_the_place_and_returns_what_was_there() -> None:
     registry.add("stable", "bundle 1")
     registry.add("canary", "bundle 2")
     assert registry.replace("stable", "bundle 3") == "bundle 1"
-    assert registry.default == "bundle 3"
+    assert list(registry.ready.items()) == [("stable", "bundle 3"), ("canary", "bundle 2")]
 
 
 def test_removing_the_default_makes_the_next_one_it() -> None:
@@ -30,7 +28,17 @@ def test_removing_the_default_makes_the_next_one_it() -> None:
     registry.add("stable", "bundle 1")
     registry.add("canary", "bundle 2")
     assert registry.remove("stable") == "bundle 1"
-    assert registry.default == "bundle 2"
+    assert list(registry.ready.items()) == [("canary", "bundle 2")]
+
+
+def test_what_was_seen_in_service_does_not_change_under_the_reader() -> None:
+    registry = BundleRegistry[str]()
+    registry.add("stable", "bundle 1")
+    seen = registry.ready
+    registry.add("canary", "bundle 2")
+    registry.replace("stable", "bundle 3")
+    registry.remove("stable")
+    assert dict(seen) == {"stable": "bundle 1"}
 
 
 def test_names_that_are_taken_empty_or_unknown_are_refused() -> None:

@@ -4,7 +4,8 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +20,7 @@ NO_COLUMNS = ColumnValues.missing(ColumnLayout(()), 1)
 USER = UserState(known=True, columns=NO_COLUMNS)
 
 
-def query(seed: int, *, seconds: float | None = 30.0) -> Query:
+def query(seed: int, *, seconds: float | None = 30.0, candidates: int = 500) -> Query:
     deadline = None if seconds is None else time.monotonic() + seconds
     return Query(
         kind=QueryKind.RECOMMEND,
@@ -27,6 +28,7 @@ def query(seed: int, *, seconds: float | None = 30.0) -> Query:
         count=seed % 7,
         time_us=seed,
         context=NO_COLUMNS,
+        candidates=candidates,
         deadline=deadline,
     )
 
@@ -38,6 +40,8 @@ class Echo:
     gate: threading.Event = field(default_factory=threading.Event)
     """Closed: compute threads stop at it."""
     batches: list[list[int]] = field(default_factory=list)
+    gone: list[list[int]] = field(default_factory=list)
+    """By batch, the places of those who had left when it came through the gate."""
     lacking: frozenset[int] = frozenset()
     """Seeds that are answered by a RequestError."""
     poison: frozenset[int] = frozenset()
@@ -47,13 +51,16 @@ class Echo:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def run(self, work: Sequence[tuple[Query, UserState]]) -> list[Result | Exception]:
+    def run(
+        self, work: Sequence[tuple[Query, UserState]], *, gone: Callable[[int], bool] | None = None
+    ) -> list[Result | Exception]:
         seeds = [each.time_us for each, _ in work]
         self.batches.append(seeds)
         assert self.gate.wait(20)
         time.sleep(self.jitter * random.random())
         if self.poison.intersection(seeds):
             raise ZeroDivisionError(f"poison in {seeds}")
+        self.gone.append([index for index in range(len(work)) if gone is not None and gone(index)])
         return [self._answer(each) for each, _ in work]
 
     def _answer(self, asked: Query) -> Result | Exception:
@@ -175,6 +182,27 @@ def test_what_queues_up_goes_together_up_to_the_limit(run):
     assert pipeline.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
+def test_a_batch_is_limited_by_its_candidates_too(run):
+    """Heavy requests do not wait for one another; the heaviest goes alone."""
+    pipeline = Echo()
+    candidates = [5_000, 5_000, 5_000, 5_000, 20_000, 1_384, 5_000, 5_000, 5_000, 1]
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=32)
+        pipeline.gate.clear()
+        tasks = [asyncio.create_task(batcher.submit(pipeline, query(100), USER))]
+        await until(lambda: pipeline.batches)
+        for seed, size in enumerate(candidates):
+            tasks.append(asyncio.create_task(batcher.submit(pipeline, query(seed, candidates=size), USER)))
+        await asyncio.sleep(0.01)
+        pipeline.gate.set()
+        await asyncio.gather(*tasks)
+        await batcher.close()
+
+    run(scenario())
+    assert pipeline.batches == [[100], [0, 1, 2], [3], [4], [5, 6, 7, 8], [9]]
+
+
 def test_idle_threads_share_what_arrives_together(run):
     pipeline = Echo()
 
@@ -236,6 +264,7 @@ def test_who_leaves_is_not_computed_and_disturbs_nobody(run):
 
     run(scenario())
     assert pipeline.batches == [[0], [1, 3, 4], [9]]
+    assert pipeline.gone == [[0], [], []]
 
 
 def test_a_deadline_is_kept_by_the_one_who_waits(run):
@@ -280,8 +309,8 @@ def test_an_exception_of_one_request_is_its_callers_alone(run):
 
 def test_a_pipeline_that_loses_an_answer_is_an_error(run):
     class Forgetful(Echo):
-        def run(self, work):
-            return super().run(work)[1:]
+        def run(self, work, *, gone=None):
+            return super().run(work, gone=gone)[1:]
 
     async def scenario() -> None:
         batcher = Batcher(threads=1, max_batch=8)
@@ -309,6 +338,59 @@ def test_close_finishes_what_was_submitted_and_refuses_the_rest(run):
         await closing
         assert all(task.done() for task in tasks)
         await asyncio.gather(*tasks)
+
+    run(scenario())
+
+
+def test_a_close_that_is_cancelled_leaves_a_busy_thread_to_end_by_itself(run):
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=2, max_batch=2)
+        pipeline.gate.clear()
+        task = asyncio.create_task(batcher.submit(pipeline, query(0), USER))
+        await until(lambda: pipeline.batches)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(batcher.close(), 0.05)
+        threads = batcher._threads
+        await until(lambda: sum(thread.is_alive() for thread in threads) == 1)  # the idle one ends at once
+        assert all(thread.daemon for thread in threads)
+        pipeline.gate.set()
+        await task
+        await until(lambda: not any(thread.is_alive() for thread in threads))
+
+    run(scenario())
+
+
+def test_a_thread_outlives_its_loop_in_silence(run):
+    pipeline = Echo()
+    threads: list[threading.Thread] = []
+
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=2)
+        threads.extend(batcher._threads)
+        pipeline.gate.clear()
+        task = asyncio.create_task(batcher.submit(pipeline, query(0), USER))
+        await until(lambda: pipeline.batches)
+        task.cancel()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(batcher.close(), 0.01)
+
+    run(scenario())
+    pipeline.gate.set()
+    threads[0].join(10)
+    assert not threads[0].is_alive()
+
+
+def test_an_idle_thread_does_not_keep_a_pipeline(run):
+    async def scenario() -> None:
+        batcher = Batcher(threads=1, max_batch=8)
+        pipeline = Echo()
+        gone = weakref.ref(pipeline)
+        await batcher.submit(pipeline, query(0), USER)
+        del pipeline
+        await until(lambda: gone() is None)
+        await batcher.close()
 
     run(scenario())
 

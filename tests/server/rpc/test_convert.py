@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.reader import Bundle
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import PlacementSettings, Settings
@@ -55,7 +57,8 @@ def convert(make_bundle):
 
     def converter(request, without=(), configured=None):
         registry = BundleRegistry()
-        registry.add("main", Shop(make_bundle(without)))
+        shop = Shop(make_bundle(without), objectives=() if "ranker" in without else ("click", "purchase"))
+        registry.add("main", shop)
         method = {
             pb.RecommendRequest: "recommend",
             pb.SimilarItemsRequest: "similar",
@@ -98,6 +101,10 @@ def feature(name, **value):
     return context(features={name: pb.FeatureValue(**value)})
 
 
+def features(*names):
+    return context(features={name: pb.FeatureValue(number=1) for name in names})
+
+
 def quotas(*pairs):
     return recommend(sources=[pb.SourceQuota(name=name, weight=weight) for name, weight in pairs])
 
@@ -126,6 +133,7 @@ BAD = {
     "feature unknown": (feature("agee", number=1), "context.features['agee']", "there are: age, basket_value"),
     "feature NaN": (feature("age", number=NAN), "context.features['age'].number", "leave the feature out"),
     "feature infinite": (feature("age", number=INF), "context.features['age'].number", "must be finite"),
+    "feature beyond float32": (feature("age", number=-1e39), "context.features['age'].number", "3.4028e+38 either way"),
     "feature empty": (feature("age"), "context.features['age']", "has no value"),
     "feature of another kind": (feature("age", category="x"), "context.features['age']", "set number, not category"),
     "feature category": (feature("gender", category="x"), "context.features['gender'].category", "no category 'x'"),
@@ -135,6 +143,12 @@ BAD = {
         "no category 'cars'",
     ),
     "feature time": (feature("signup", number=-5), "context.features['signup'].number", "seconds since 1970"),
+    "features": (features(*[f"f{index}" for index in range(1001)]), "context.features", "there are 1001"),
+    "feature values": (
+        context(features={name: pb.FeatureValue(categories=pb.CategoryList(values=["x"] * 501)) for name in "ab"}),
+        "context.features",
+        "0 to 1000 values in all category lists together, but there are 1002",
+    ),
     "excluded ids": (filtered(exclude_item_ids=ids), "filter.exclude_item_ids", "there are 10001"),
     "excluded id": (filtered(exclude_item_ids=["x" * 257]), "filter.exclude_item_ids[0]", "has 257"),
     "category": (filtered(include_categories=["books", "cars"]), "filter.include_categories[1]", "'cars'"),
@@ -150,6 +164,7 @@ BAD = {
     "cap nothing": (capped(attribute=""), "rerank.caps.caps[0].attribute", "required"),
     "cap unknown": (capped(attribute="brand"), "rerank.caps.caps[0].attribute", "'brand' does not exist"),
     "cap number": (capped(attribute="price"), "rerank.caps.caps[0].attribute", "is not a category"),
+    "weights": (reranked(objective_weights=dict.fromkeys(ids[:1001], 1)), "rerank.objective_weights", "1001"),
     "caps": (reranked(caps=pb.Caps(caps=[pb.Cap(attribute="category", max=1)] * 17)), "rerank.caps.caps", "17"),
     "mmr": (reranked(mmr=pb.Mmr(relevance_weight=1.5)), "rerank.mmr.relevance_weight", "must be 0 to 1, but is 1.5"),
     "mmr NaN": (reranked(mmr=pb.Mmr(relevance_weight=NAN)), "rerank.mmr.relevance_weight", "nan"),
@@ -159,10 +174,12 @@ BAD = {
     "objective": (reranked(objective_weights={"joy": 1}), "rerank.objective_weights['joy']", "click, purchase"),
     "weight": (reranked(objective_weights={"click": -1}), "rerank.objective_weights['click']", "is -1"),
     "weight NaN": (reranked(objective_weights={"click": NAN}), "rerank.objective_weights['click']", "is nan"),
+    "weight too large": (reranked(objective_weights={"click": 2e6}), "rerank.objective_weights['click']", "0 to 1e+06"),
     "weights 0": (reranked(objective_weights={"click": 0}), "rerank.objective_weights", "above 0"),
     "source": (quotas(("psychic", 1)), "sources[0].name", "no source is called 'psychic'; it offers: again, ann"),
     "source twice": (quotas(("ann", 1), ("ann", 2)), "sources[1]", "listed before"),
-    "source weight": (quotas(("ann", INF)), "sources[0].weight", "finite"),
+    "source weight": (quotas(("ann", INF)), "sources[0].weight", "must be 0 to 1e+06, but is inf"),
+    "source weight too large": (quotas(("ann", 1e308), ("popular", 1)), "sources[0].weight", "is 1e+308"),
     "source weights 0": (quotas(("ann", 0), ("popular", 0)), "sources", "above 0"),
     "sources": (quotas(*[("ann", 1)] * 65), "sources", "65"),
     "field": (recommend(fields=["price", "prize"]), "fields[1]", "no item attribute 'prize'"),
@@ -193,6 +210,39 @@ def test_bad_fields_are_named(convert, case):
     assert description in violation.description
 
 
+BADLY_SIZED = {
+    "fields": (recommend(fields=["x"] * 200_000), "fields"),
+    "ranked": (rank(item_ids=["item-1"] * 200_000), "item_ids"),
+    "excluded": (filtered(exclude_item_ids=["x"] * 200_000, exclude_flags=["x"] * 10), "filter.exclude_item_ids"),
+    "sources": (quotas(*[("x", 1)] * 200_000), "sources"),
+    "caps": (reranked(caps=pb.Caps(caps=[pb.Cap()] * 200_000)), "rerank.caps.caps"),
+}
+
+
+@pytest.mark.parametrize("case", BADLY_SIZED)
+def test_nobody_looks_at_the_entries_of_a_list_that_is_too_long(convert, case):
+    """One message could otherwise keep the server busy for seconds, and hold a description of each of its entries."""
+    request, field = BADLY_SIZED[case]
+    tracemalloc.start()
+    with pytest.raises(InvalidRequestError) as refused:
+        convert(request)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    [violation] = refused.value.violations
+    assert (violation.field, refused.value.more) == (field, 0)
+    assert peak < 200_000
+
+
+def test_of_many_problems_some_are_kept_and_all_are_counted(convert):
+    request = recommend(filter=pb.Filter(exclude_item_ids=[""] * 10_000), fields=["x"] * 1_000)
+    with pytest.raises(InvalidRequestError) as refused:
+        convert(request)
+    assert len(refused.value.violations) + refused.value.more == 11_000
+    assert len(refused.value.violations) == 200
+    assert str(refused.value).endswith("; and 10990 more")
+    assert len(str(refused.value)) < 2_000
+
+
 LACKING = {
     "dpp": (reranked(dpp=pb.Dpp(theta=0.5)), (), "rerank.dpp"),
     "exploration": (reranked(exploration=0.1), (), "rerank.exploration"),
@@ -205,6 +255,7 @@ LACKING = {
     "stock": (filtered(in_stock=True), ("in_stock",), "filter.in_stock"),
     "purchases": (filtered(exclude_purchased=True), ("purchase",), "filter.exclude_purchased"),
     "mmr": (reranked(mmr=pb.Mmr(relevance_weight=0.5)), ("ann", "content"), "rerank.mmr"),
+    "a ranker": (rank(), ("ranker",), "item_ids"),
     "content space": (similar(alpha=0.5), ("content",), "alpha"),
     "behaviour space": (similar(), ("ann", "content"), "alpha"),
 }
@@ -262,6 +313,25 @@ def test_an_unknown_bundle_is_reported_with_what_can_be_said_without_it(convert)
     with pytest.raises(InvalidRequestError) as refused:
         convert(recommend(bundle="x", count=0, fields=["nope"]))
     assert [each.field for each in refused.value.violations] == ["count", "bundle"]
+
+
+def test_a_default_that_vanishes_while_a_request_is_read(make_bundle):
+    """Name and pipeline come from one look at the registry."""
+
+    class Vanishing(BundleRegistry):
+        @property
+        def ready(self):
+            ready = super().ready
+            if ready:
+                self.remove("main")
+            return ready
+
+    registry = Vanishing()
+    registry.add("main", Shop(make_bundle()))
+    converter = Converter(registry, settings())
+    assert converter.recommend(recommend(), "r", 0.0).bundle == "main"
+    with pytest.raises(NotReadyError, match="no bundle is in service"):
+        converter.recommend(recommend(), "r", 0.0)
 
 
 def test_no_bundle_in_service():
@@ -396,6 +466,27 @@ def test_a_country_that_no_item_names(convert):
     assert convert(request).query.filter.region == -1
 
 
+def test_a_request_that_excludes_what_state_alone_can_tell_needs_it(convert):
+    """The placement alone does not demand it: its defaults degrade."""
+    place = pb.Context(placement="home", country="de")
+    assert not convert(recommend(context=place)).needs_state
+    for wanted in (pb.Filter(exclude_purchased=True), pb.Filter(exclude_shown=True)):
+        assert convert(recommend(filter=wanted)).needs_state
+        assert convert(rank(filter=wanted)).needs_state
+        assert convert(similar(filter=wanted, user_id="user1")).needs_state
+    assert not convert(recommend(filter=pb.Filter(exclude_purchased=False, exclude_shown=False))).needs_state
+
+
+def test_each_item_id_is_looked_up_once(convert, monkeypatch):
+    looked_up = []
+    lookup = Catalogue.rows_of_ids
+    monkeypatch.setattr(Catalogue, "rows_of_ids", lambda self, ids: looked_up.extend(ids) or lookup(self, ids))
+    for request in (rank(item_ids=["item-1", "gone"]), similar(item_ids=["item-1", "gone"])):
+        looked_up.clear()
+        assert convert(request).unknown_item_ids == ("gone",)
+        assert sorted(looked_up) == ["gone", "item-1"]
+
+
 def test_similar_items(convert):
     job = convert(similar(item_ids=["item-4", "gone", "item-2", "item-4", "gone"], alpha=0.25, fields=["price"]))
     query = job.query
@@ -457,6 +548,9 @@ def test_limits_themselves_are_allowed(convert):
     convert(reranked(mmr=pb.Mmr(relevance_weight=0)))
     convert(capped(window=1, sliding=True))
     convert(quotas(("ann", 0), ("popular", 1)))
+    convert(quotas(("ann", 1e6), ("popular", 1e-300)))
+    convert(reranked(objective_weights={"click": 1e6, "purchase": 0}))
+    convert(feature("age", number=3.4028234663852886e38))
     convert(context(time=Timestamp(seconds=253_402_300_799, nanos=999_999_999)))
 
 

@@ -31,7 +31,7 @@ from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.bundle.strings import key_of
 from recserve.server.config import Settings
 from recserve.server.pipeline.pipeline import Pipeline, open_engines, open_pipeline
-from recserve.server.rpc import ListenError, RecommenderService, RpcServer
+from recserve.server.rpc import ListenError, RecommenderService, RpcServer, answers
 from recserve.server.rpc.convert import Converter
 from recserve.server.rpc.servicer import SERVICE
 from recserve.server.state.embedded import EmbeddedStore, open_users
@@ -160,10 +160,10 @@ class Gate:
         self.open = threading.Event()
         self.inside = 0
 
-    def run(self, work):
+    def run(self, work, *, gone=None):
         self.inside += 1
         assert self.open.wait(20)
-        return self.pipeline.run(work)
+        return self.pipeline.run(work, gone=gone)
 
     async def entered(self) -> None:
         await until(lambda: self.inside)
@@ -282,6 +282,23 @@ def test_without_a_ranker_there_is_no_relevance(serve, tiny_bundle, tmp_path):
     response = serve(lambda client: client.stub.Recommend(recommend()), pipelines={"main": plain})
     assert len(response.items) == 20
     assert not any(item.HasField("relevance") for item in response.items)
+
+
+def test_nothing_is_ranked_without_a_ranker(serve, tiny_bundle, tmp_path):
+    plain = open_pipeline(open_bundle(tiny_bundle(target=tmp_path / "plain")), device="cpu", allow_native_code=False)
+    request = pb.RankItemsRequest(user_id="user-01", item_ids=["item-001"])
+    error, details = serve(lambda client: failure(client.stub.RankItems(request)), pipelines={"main": plain})
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+    [violation] = unpack(details, "PreconditionFailure").violations
+    assert violation.subject == "item_ids"
+    assert "export the bundle with one" in violation.description
+
+
+def test_an_answer_may_be_larger_than_a_request(serve):
+    requests = [recommend(f"user-{index:02d}", count=100, fields=["*"]) for index in range(20)]
+    batch = pb.BatchRecommendRequest(requests=requests)
+    configured = settings(server={"max_message_bytes": 65_536})
+    assert serve(lambda client: client.stub.BatchRecommend(batch), configured=configured).ByteSize() > 100_000
 
 
 def test_ids_are_made_where_the_caller_gave_none(serve):
@@ -411,8 +428,8 @@ def test_an_answer_of_a_batch_gives_its_place_back_before_the_others_are_there(s
     gate = Gate(shop.pipeline)
 
     class SecondWaits(Gate):
-        def run(self, work):
-            return (gate if work[0][0].user_id == "slow" else self.pipeline).run(work)
+        def run(self, work, *, gone=None):
+            return (gate if work[0][0].user_id == "slow" else self.pipeline).run(work, gone=gone)
 
     async def scenario(client):
         call = client.stub.BatchRecommend(pb.BatchRecommendRequest(requests=[recommend(), recommend("slow")]))
@@ -425,6 +442,35 @@ def test_an_answer_of_a_batch_gives_its_place_back_before_the_others_are_there(s
     configured = settings(compute={"threads": 2, "max_batch": 1})
     answers = serve(scenario, pipelines={"main": SecondWaits(shop.pipeline)}, configured=configured).answers
     assert [each.WhichOneof("result") for each in answers] == ["response"] * 2
+
+
+def test_answers_of_a_batch_are_written_one_at_a_time(serve, monkeypatch):
+    """Other calls go on between any two of them, and no answer's time contains the writing of the others."""
+    turns, turns_at = 0, []
+    fill = answers.fill_recommend
+
+    def slowly(response, answer):
+        turns_at.append(turns)
+        time.sleep(0.05)
+        fill(response, answer)
+
+    async def take_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def scenario(client):
+        requests = [recommend(f"user-{index:02d}", count=5) for index in range(10)]
+        other = asyncio.create_task(take_turns())
+        response = await client.stub.BatchRecommend(pb.BatchRecommendRequest(requests=requests))
+        other.cancel()
+        return [each.response.times.total_us for each in response.answers]
+
+    monkeypatch.setattr(answers, "fill_recommend", slowly)
+    times = serve(scenario, configured=settings(compute={"threads": 1, "max_batch": 32}))
+    assert len(set(turns_at)) == 10
+    assert max(times) < 300_000  # the writing takes 500 ms
 
 
 # ----------------------------------------------------------------------------------------------- bad input
@@ -528,7 +574,7 @@ def test_what_this_build_lacks(serve):
 
 def test_our_own_bug_is_internal_with_a_request_id(serve, shop, caplog):
     class Broken(Gate):
-        def run(self, work):
+        def run(self, work, **_):
             raise ZeroDivisionError(f"secret of {work}")
 
     request = recommend(request_id="find-me")
@@ -628,6 +674,49 @@ def test_a_caller_who_leaves_gives_its_place_back(serve, shop):
     serve(scenario, pipelines={"main": gate}, configured=configured)
 
 
+def test_heavy_work_stops_when_its_callers_leave(serve, shop):
+    """17 callers have all of the catalogue ranked with MMR, and leave; the next caller waits for none of it."""
+    reached, released = threading.Event(), threading.Event()
+    calls = []
+
+    def select(scores, rows, count, *options):
+        calls.append(rows.size)
+        if len(calls) == 2:  # the first of the heavy ones, in a batch with the others
+            reached.set()
+            assert released.wait(20)
+        return shop.pipeline.engines.select(scores, rows, count, *options)
+
+    slow = Pipeline(shop.pipeline.bundle, dataclasses.replace(shop.pipeline.engines, select=select))
+    gate = Gate(slow)
+    items = [f"item-{row:03d}" for row in range(200)]
+    heavy = pb.RankItemsRequest(
+        user_id="user-01",
+        item_ids=items,
+        rerank=pb.Rerank(mmr=pb.Mmr(relevance_weight=0.5)),
+        filter=pb.Filter(in_stock=False),
+    )
+
+    async def scenario(client):
+        first = client.stub.Recommend(recommend())
+        await gate.entered()
+        leaving = [client.stub.RankItems(heavy) for _ in range(17)]
+        await until(lambda: client.admitted == 18)
+        gate.open.set()
+        await first
+        await asyncio.to_thread(reached.wait, 20)
+        for call in leaving:
+            call.cancel()
+        await until(lambda: client.admitted == 0)
+        next_one = asyncio.ensure_future(client.stub.Recommend(recommend()))
+        await until(lambda: client.admitted == 1)
+        released.set()
+        assert comparable(await next_one) == comparable(await first)
+
+    configured = settings(compute={"threads": 1, "max_batch": 32})
+    serve(scenario, pipelines={"main": gate}, configured=configured)
+    assert calls == [60, 200, 60]
+
+
 def test_a_request_without_a_deadline_gets_the_configured_one(serve, shop):
     gate = Gate(shop.pipeline)
 
@@ -684,6 +773,43 @@ def test_without_state_the_answer_is_degraded(serve, error, reason, caplog):
     assert caplog.text.count("state store does not answer") == 1
 
 
+@pytest.mark.parametrize("error", [StateUnavailableError("down"), None])
+def test_a_request_that_demands_what_only_state_can_tell_fails_without_it(serve, error):
+    wanted = pb.Filter(exclude_purchased=True)
+    demanding = [
+        ("Recommend", recommend(filter=pb.Filter(exclude_shown=True))),
+        ("SimilarItems", pb.SimilarItemsRequest(item_ids=["item-001"], user_id="user-01", filter=wanted)),
+        ("RankItems", pb.RankItemsRequest(item_ids=["item-001"], user_id="user-01", filter=wanted)),
+    ]
+    batch = pb.BatchRecommendRequest(requests=[recommend(), recommend(filter=wanted)])
+
+    async def scenario(client):
+        failures = [await failure(getattr(client.stub, method)(request)) for method, request in demanding]
+        return failures, (await client.stub.BatchRecommend(batch)).answers
+
+    configured = settings(
+        state={"deadline_ms": 5}, placements={"default": {"exclude_shown": True, "exclude_purchased": True}}
+    )
+    failures, (served, refused) = serve(scenario, store=Down(error), configured=configured)
+    for each, details in failures:
+        assert each.code() == grpc.StatusCode.UNAVAILABLE
+        assert unpack(details, "ErrorInfo").reason == "STATE_UNAVAILABLE"
+        assert "filter.exclude_purchased" in each.details()
+    assert served.response.degraded[0].stage == "state"  # the placement's conditions alone are no demand
+    assert refused.status.code == Code.UNAVAILABLE
+
+
+def test_a_callers_own_deadline_says_nothing_of_the_store(serve, caplog):
+    async def scenario(client):
+        payload = recommend().SerializeToString()
+        return [await client.service.answer("Recommend", payload, 0.02) for _ in range(2)]
+
+    for status in serve(scenario, store=Down(None), configured=settings(state={"deadline_ms": 5000})):
+        assert status.code == Code.DEADLINE_EXCEEDED
+        assert "stage state" in status.message
+    assert "state store" not in caplog.text
+
+
 def test_a_store_that_breaks_is_our_bug(serve):
     error, _ = serve(lambda client: failure(client.stub.Recommend(recommend())), store=Down(KeyError("x")))
     assert error.code() == grpc.StatusCode.INTERNAL
@@ -704,7 +830,7 @@ def test_shown_items_are_remembered_only_where_asked_for(serve):
     assert not set(third) & set(fourth)
 
 
-def test_closing_waits_for_what_is_being_recorded(serve, shop):
+def test_draining_waits_for_what_is_being_recorded(serve, shop):
     class Slow:
         def __init__(self, store):
             self.fetch, self.recorded = store.fetch, []
@@ -757,7 +883,7 @@ def test_draining_finishes_what_was_admitted(serve, shop):
         gate.open.set()
         started = time.monotonic()
         responses = await asyncio.gather(*calls)
-        await draining
+        assert await draining
         watch.cancel()
         return states, error, responses, time.monotonic() - started, client
 
@@ -776,21 +902,43 @@ def test_draining_cuts_off_what_takes_too_long(serve, shop):
     async def scenario(client):
         call = client.stub.Recommend(recommend())
         await gate.entered()
+        started = time.monotonic()
         draining = asyncio.create_task(client.server.drain(0.05))
-        asyncio.get_running_loop().call_later(2, gate.open.set)  # a kernel cannot be interrupted
         error, _ = await failure(call)
-        await draining
-        return error
+        at_rest = await draining
+        seconds = time.monotonic() - started
+        gate.open.set()  # a kernel cannot be interrupted
+        return error, at_rest, seconds
 
-    assert serve(scenario, pipelines={"main": gate}).code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    error, at_rest, seconds = serve(scenario, pipelines={"main": gate})
+    assert error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    assert not at_rest
+    assert seconds < 3
 
 
 def test_a_taken_port_is_refused(serve):
     async def scenario(client):
         configured = settings(server={"port": client.port})
         second = RpcServer(client.service, configured.server)
-        with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{client.port}: the port is taken"):
+        with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{client.port}: Address already in use"):
             await second.listen()
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("no-such-host.invalid", "the host is unknown"),
+        ("two..dots", "the host is unknown"),
+        ("192.0.2.1", "Cannot assign requested address"),
+    ],
+)
+def test_a_host_that_cannot_be_listened_on_is_refused(serve, host, reason):
+    async def scenario(client):
+        configured = settings(server={"host": host, "port": 0})
+        with pytest.raises(ListenError, match=f"cannot listen on {host}:0: {reason}"):
+            await RpcServer(client.service, configured.server).listen()
 
     serve(scenario)
 

@@ -10,6 +10,7 @@ from grpc_status import rpc_status
 from recserve.server.bundle.errors import BundleCorruptError, BundleError, RecserveError
 from recserve.server.pipeline.errors import (
     BundleLacksError,
+    CallerGoneError,
     DeadlineExpiredError,
     InvalidRequestError,
     NotReadyError,
@@ -59,6 +60,7 @@ def test_the_table_names_nothing_but_our_errors():
         (UnknownItemsError(["a"]), Code.NOT_FOUND),
         (BundleLacksError("rerank.dpp", "this build has none"), Code.FAILED_PRECONDITION),
         (DeadlineExpiredError("queue"), Code.DEADLINE_EXCEEDED),
+        (CallerGoneError("rank"), Code.CANCELLED),
         (OverloadedError("full", 0.25), Code.RESOURCE_EXHAUSTED),
         (NotReadyError("draining"), Code.UNAVAILABLE),
         (NotImplementedMethodError("Explain"), Code.UNIMPLEMENTED),
@@ -135,6 +137,8 @@ def test_our_own_bugs_show_a_request_id_and_nothing_else(caplog):
     [
         InvalidRequestError([Violation(f"filter.exclude_item_ids[{i}]", "漢" * 500) for i in range(10_000)]),
         UnknownItemsError(["漢" * 85 + str(i % 10) for i in range(5_000)]),
+        UnknownItemsError([str(i) for i in range(5_000)]),
+        InvalidRequestError([Violation("", "") for _ in range(10_000)]),
         BundleLacksError("x" * 1000, "y" * 1000, *(Violation(f"sources[{i}].name", "z" * 500) for i in range(64))),
     ],
 )
@@ -148,6 +152,17 @@ def test_statuses_fit_into_trailing_metadata(error):
         for kind in (detail.BadRequest, detail.ResourceInfo, detail.PreconditionFailure)
         for each in details(status, kind)
     )
+
+
+def test_what_nobody_kept_is_counted_too():
+    error = InvalidRequestError([Violation("a", "wrong"), Violation("b", "wrong")], more=40)
+    [bad] = details(status_of(error, "r"), detail.BadRequest)
+    assert [(each.field, each.description) for each in bad.field_violations] == [
+        ("a", "wrong"),
+        ("b", "wrong"),
+        ("", "and 40 more"),
+    ]
+    assert status_of(error, "r").message == "a: wrong; b: wrong; and 40 more"
 
 
 def test_a_status_survives_as_grpc_status_and_as_ours():

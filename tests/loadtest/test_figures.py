@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recserve.loadtest.figures import BEGIN, END, main, renew
+
+ROOT = Path(__file__).parents[2]
+RESULT = {
+    "workload": "demo",
+    "host": {"cpu": "A CPU", "cores": 2, "memory_gib": 24, "flags": ["avx2"]},
+    "versions": {"python": "3.11", "numpy": "2.0", "grpcio": "1.80"},
+    "results": [
+        {"name": "x", "params": {"items": 1_000_000}, "p50_ms": 1.23456, "p99_ms": 12.3456, "runs": 2000, "ratio": 3.5},
+        {"name": "y", "params": {}, "p50_ms": None, "p99_ms": None, "runs": 0},
+    ],
+}
+
+
+def test_tables_replace_what_stood_between_the_marks() -> None:
+    found = renew(f"before\n{BEGIN}\nold\n{END}\nafter", [RESULT])
+    assert found.startswith("before\n")
+    assert found.endswith(f"{END}\nafter")
+    assert "old" not in found
+    assert "*demo* on A CPU, 2 cores, 24 GiB (avx2)" in found
+    assert "| x | items 1,000,000 | 1.23 | 12.3 | 2,000 | ratio 3.5 |" in found
+    assert "| y |  | - | - | 0 |  |" in found
+
+
+@pytest.mark.parametrize("document", ["no marks", BEGIN, f"{END} {BEGIN}"])
+def test_a_document_without_marks_is_refused(document: str) -> None:
+    with pytest.raises(ValueError, match="needs a line"):
+        renew(document, [RESULT])
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    document, result = tmp_path / "README.md", tmp_path / "result.json"
+    document.write_text(f"{BEGIN}\n{END}", "utf-8")
+    result.write_text(json.dumps(RESULT), "utf-8")
+    main([str(document), str(result)])
+    assert "A CPU" in document.read_text("utf-8")
+
+
+def test_the_readmes_figures_are_those_of_the_stored_results() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    files = [ROOT / "docs" / "bench" / name for name in ("kernels.json", "demo.json")]
+    assert renew(readme, [json.loads(file.read_text("utf-8")) for file in files]) == readme
