@@ -7,7 +7,8 @@ A fenced block is run if its info string says so, behind the language:
     ```toml file=shop.toml     written to a file for the blocks behind it
     ```python run needs=torch  left out where that module is missing, and in the quick run of the tests
 
-A document's blocks run in their order in an empty directory. The project's commands are on PATH.
+A document's blocks run in their order in an empty directory; the README's where `make run` has been. The project's
+commands are on PATH.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from recserve.exporters.demo.build import build_demo
+from recserve.exporters.demo.sizes import DemoSizes
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [path.relative_to(ROOT).as_posix() for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])]
@@ -123,11 +127,30 @@ def read(document: str) -> list[Block]:
 
 
 def follow(document: str, found: Sequence[Block], commands: str, directory: Path) -> None:
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     os.chdir(directory)
     reader = Reader(ROOT / document, commands)
     for block in found:
         reader.follow(block)
+
+
+@pytest.fixture
+def made(tmp_path: Path, commands: str) -> Iterator[Path]:
+    """Where a reader of the README stands after `make run`: .venv, a (small) demo, its server on the usual port."""
+    directory = tmp_path / "work"
+    (directory / ".venv").mkdir(parents=True)
+    (directory / ".venv" / "bin").symlink_to(commands.partition(":")[0])
+    sizes = DemoSizes(items=600, users=200, events=20_000, factors=12, train_requests=300, trees=20)
+    demo = build_demo(directory / "build" / "demo", sizes=sizes)
+    command = [directory / ".venv" / "bin" / "recserve", "serve", "--config", demo.config]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline(), "the server did not start; is port 50051 taken?"
+            yield directory
+        finally:
+            server.terminate()
+            server.wait(SECONDS)
 
 
 @pytest.fixture(autouse=True)
@@ -135,13 +158,22 @@ def _back_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if any(block.acts for block in read(name))])
+def test_the_readme_runs(made: Path, commands: str) -> None:
+    found = read("README.md")
+    absent = {module for module in needed(found) if importlib.util.find_spec(module) is None}
+    follow("README.md", [block for block in found if block.options.get("needs") not in absent], commands, made)
+
+
+ELSEWHERE = [name for name in DOCUMENTS if name != "README.md"]
+
+
+@pytest.mark.parametrize("document", [name for name in ELSEWHERE if any(block.acts for block in read(name))])
 def test_blocks_run(document: str, commands: str, tmp_path: Path) -> None:
     follow(document, [block for block in read(document) if "needs" not in block.options], commands, tmp_path / "work")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if needed(read(name))])
+@pytest.mark.parametrize("document", [name for name in ELSEWHERE if needed(read(name))])
 def test_blocks_run_with_what_some_need(document: str, commands: str, tmp_path: Path) -> None:
     found = read(document)
     for module in needed(found):

@@ -22,7 +22,7 @@ LENGTH_TOLERANCE: Final = 1e-4
 """How far the length of a normalised vector may be from 1."""
 FIRST_TIME: Final = -62_135_596_800_000_000
 END_OF_TIME: Final = 253_402_300_800_000_000
-"""Microseconds since 1970 UTC of the years 1 and 10000; protobuf's Timestamp and Python's datetime hold those between."""
+"""Microseconds UTC of the years 1 and 10000; protobuf's Timestamp and Python's datetime hold those between."""
 
 _CONTINUATION: Final = 0b1000_0000  # UTF-8 bytes 0b10xx_xxxx continue a character
 

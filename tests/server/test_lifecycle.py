@@ -164,21 +164,6 @@ def test_a_placement_that_no_bundle_can_serve(recserve: Run, tiny_bundle: Make) 
     assert "placements.home.caps[0].attribute" in found.stderr
 
 
-def test_while_it_loads_it_is_alive_but_not_serving(start_server: Start, tmp_path: Path) -> None:
-    bundle = tmp_path / "slow"
-    bundle.mkdir()
-    os.mkfifo(bundle / "manifest.json")  # whoever reads it waits for a writer
-    server = start_server("--bundle", f"{bundle}")
-    address = server.address
-    assert health_of(address) == NOT_SERVING
-    with pytest.raises(grpc.RpcError) as caught:
-        recommend(address)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    server.send(signal.SIGTERM)
-    assert server.wait() == 0
-    assert server.stdout == ""
-
-
 @pytest.mark.parametrize(
     ("listening", "reachable"),
     [
@@ -221,6 +206,27 @@ def line_with(process: subprocess.Popen[str], text: str) -> str:
 
 
 MAIN = "from recserve.server.cli import main; raise SystemExit(main())"
+
+
+LOADING = f"""
+import time
+from recserve.server import lifecycle
+
+lifecycle.load = lambda settings: time.sleep(300)
+{MAIN}
+"""
+
+
+def test_while_it_loads_it_is_alive_but_not_serving(tmp_path: Path) -> None:
+    with serving(LOADING, "--bundle", f"{tmp_path}", stdout=subprocess.PIPE) as server:
+        address = line_with(server, "listening on").split()[-1]
+        assert health_of(address) == NOT_SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            recommend(address)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        server.send_signal(signal.SIGTERM)
+        out, _ = server.communicate(timeout=30)
+    assert (server.returncode, out) == (0, "")
 
 
 def test_nobody_reads_its_announcement(tiny_bundle: Make) -> None:

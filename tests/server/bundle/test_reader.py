@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.kernels.features import MISSING_TIME
 from recserve.server.bundle.errors import (
     BundleCorruptError,
     BundleError,
@@ -195,6 +197,25 @@ def test_a_flipped_bit_in_any_file_is_found(tiny_bundle: Make) -> None:
             (path / relative).write_bytes(content)
 
 
+def test_a_column_that_features_and_filters_read_differently(tiny_bundle: Make, resign: Resign) -> None:
+    path = tiny_bundle()
+    change_array(path / "items/columns/price.npy", put(7, 0.5))
+    resign(path)
+    with pytest.raises(
+        BundleMismatchError, match=r"column 0 contradicts .* in row 7 .*items/features\.npy.*expected 0\.5"
+    ):
+        open_bundle(path)
+
+
+def test_a_time_that_answers_cannot_hold(tiny_bundle: Make, resign: Resign) -> None:
+    path = tiny_bundle()
+    for file in ("items/columns/launch_time.npy", "items/times.npy"):
+        change_array(path / file, put(3, 253_402_300_800_000_000))
+    resign(path)
+    with pytest.raises(BundleCorruptError, match=r"entry 3 is no time.*launch_time.*years 1 to 9999"):
+        open_bundle(path)
+
+
 def test_two_files_exchanged(tiny_bundle: Make) -> None:
     path = tiny_bundle()
     a, b = path / "items/columns/price.npy", path / "items/columns/popularity.npy"
@@ -239,6 +260,36 @@ def test_a_newer_format_is_refused_before_its_unknown_fields(tiny_bundle: Make) 
     path = tiny_bundle()
     rewrite_manifest(path, lambda manifest: manifest.update(schema_version=2, invented="later"))
     with pytest.raises(BundleSchemaError, match=r"upgrade recserve.*schema_version.*found 2"):
+        open_bundle(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_named_pipe_is_no_manifest(tiny_bundle: Make) -> None:
+    """Opening one for reading waits until somebody writes."""
+    path = tiny_bundle()
+    (path / "manifest.json").unlink()
+    os.mkfifo(path / "manifest.json")
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json.*regular file"):
+        open_bundle(path)
+
+
+def test_a_link_or_directory_is_no_manifest(tiny_bundle: Make) -> None:
+    path = tiny_bundle()
+    (path / "manifest.json").rename(path.parent / "manifest.json")
+    (path / "manifest.json").symlink_to(path.parent / "manifest.json")
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json.*regular file"):
+        open_bundle(path)
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").mkdir()
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json.*regular file"):
+        open_bundle(path)
+
+
+def test_a_manifest_of_any_length_is_not_read(tiny_bundle: Make) -> None:
+    path = tiny_bundle()
+    with (path / "manifest.json").open("ab") as file:
+        file.truncate(2**40)  # a hole: it takes no room on disk
+    with pytest.raises(BundleCorruptError, match=r"too long.*expected 'at most 67108864', found 1099511627776"):
         open_bundle(path)
 
 
@@ -296,6 +347,11 @@ CONTRADICTIONS: list[tuple[str, Edit, str]] = [
     ("column twice", lambda m: m.catalogue.columns.append(m.catalogue.columns[0]), "catalogue.columns"),
     ("column name is a path", lambda m: setattr(m.catalogue.columns[0], "name", "../x"), "catalogue.columns"),
     ("vocabulary absent", lambda m: setattr(m.catalogue.columns[0], "vocabulary", "x"), "catalogue.columns[category]"),
+    (
+        "vocabulary of another column",
+        lambda m: setattr(m.catalogue.columns[0], "vocabulary", "country"),
+        "catalogue.columns[category]",
+    ),
     ("role of no column", lambda m: setattr(m.catalogue.roles, "price", "cost"), "catalogue.roles.price"),
     ("role of wrong type", lambda m: setattr(m.catalogue.roles, "price", "title"), "catalogue.roles.price"),
     ("no popularity", lambda m: m.catalogue.roles.ClearField("popularity"), "catalogue.roles.popularity"),
@@ -335,6 +391,16 @@ CONTRADICTIONS: list[tuple[str, Edit, str]] = [
     (
         "isotonic that descends",
         lambda m: m.forests.append(forest(calibration=calibration(manifest_pb2.ISOTONIC, [1, 2], [0.5, 0.4]))),
+        "forests[click].calibration",
+    ),
+    (
+        "isotonic with an infinite slope",
+        lambda m: m.forests.append(forest(calibration=calibration(manifest_pb2.ISOTONIC, [0.0, 5e-324], [0.2, 0.9]))),
+        "forests[click].calibration",
+    ),
+    (
+        "isotonic with an infinite step",
+        lambda m: m.forests.append(forest(calibration=calibration(manifest_pb2.ISOTONIC, [-1.7e308, 1.7e308], [0, 1]))),
         "forests[click].calibration",
     ),
     (
@@ -411,6 +477,19 @@ CONTENTS: list[tuple[str, Callable[[NDArray[Any]], Any]]] = [
     ("items/ids.slots.npy", lambda a: a[:500]),
     ("spaces/als/user_keys.npy", lambda a: a[::-1].copy()),
     ("spaces/als/user_keys.npy", lambda a: put(1, a[0])(a)),
+    ("spaces/als/vectors.npy", put((7, 3), np.nan)),
+    ("spaces/als/vectors.npy", put((7, 3), np.inf)),
+    ("spaces/als/user_vectors.npy", put((7, 3), np.nan)),
+    ("spaces/content/vectors.npy", lambda a: put(199, a[199] * np.float32(1.001))(a)),
+    ("spaces/content/vectors.npy", put(0, 0)),
+    ("spaces/content/user_vectors.npy", lambda a: put(0, a[0] * np.float32(0.999))(a)),
+    ("items/columns/launch_time.npy", put(3, 2**62)),
+    ("items/columns/launch_time.npy", put(3, MISSING_TIME + 1)),
+    ("items/features.npy", lambda a: put((5, 0), a[5, 0] + 1)(a)),
+    ("items/features.npy", put((5, 1), np.nan)),
+    ("items/features.npy", put((36, 1), -1)),
+    ("items/times.npy", lambda a: put((5, 0), a[5, 0] + 1)(a)),
+    ("items/times.npy", put((5, 0), MISSING_TIME)),
 ]
 
 
@@ -435,12 +514,71 @@ def test_colliding_keys_are_found_at_load(tiny_bundle: Make, resign: Resign) -> 
         open_bundle(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00v\x00{", b"PK\x03\x04" + b"\0" * 200])
+def npy(header: str, values: bytes = b"", version: bytes = b"\x01\x00", align: int = 64) -> bytes:
+    """A .npy file with a header of one's own, which is padded to a multiple of `align` less one byte."""
+    padded = header.encode() + b" " * (-(10 + len(header) + 1) % align) + b"\n"
+    return b"\x93NUMPY" + version + len(padded).to_bytes(2, "little") + padded + values
+
+
+def npy_header(shape: str = "(200,)", descr: str = "'<i8'", order: str = "False") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}"
+
+
+ROWS = np.arange(200).tobytes()
+NO_ARRAYS = {
+    "empty": b"",
+    "magic number only": b"\x93NUMPY",
+    "cut header": b"\x93NUMPY\x01\x00v\x00{",
+    "zip archive": b"PK\x03\x04" + b"\0" * 200,
+    "another format": npy(npy_header(), ROWS, version=b"\x04\x00"),
+    "no dictionary": npy("[1, 2]", ROWS),
+    "Python 2 integers": npy(npy_header("(200L,)"), ROWS),
+    "deep nesting": npy("(" * 9000, ROWS),
+    "many digits": npy(npy_header("(" + "1" * 60_000 + ",)"), ROWS),
+    "a boolean length": npy(npy_header("(True,)"), ROWS[:8]),
+    "a negative length": npy(npy_header("(-1,)"), ROWS),
+    "Python objects": npy(npy_header(descr="'|O'").replace("}", "'x': 1}"), ROWS),
+    "fields": npy(npy_header(descr="[('a', '<i8')]"), ROWS),
+}
+
+
+@pytest.mark.parametrize("content", NO_ARRAYS.values(), ids=NO_ARRAYS.keys())
 def test_what_is_no_array(tiny_bundle: Make, resign: Resign, content: bytes) -> None:
     path = tiny_bundle()
     (path / "items/popular.npy").write_bytes(content)
     resign(path)
-    with pytest.raises(BundleCorruptError, match=r"items/popular\.npy"):
+    with pytest.raises(BundleCorruptError, match=r"not a \.npy array.*items/popular\.npy"):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize("length", [2**60, 2**61, 2**62, 2**63, 2**64, 2**70])
+@pytest.mark.parametrize(
+    ("file", "fixed"), [("items/popular.npy", True), ("items/columns/title.utf8.npy", False)], ids=["fixed", "any"]
+)
+def test_lengths_beyond_every_file(tiny_bundle: Make, resign: Resign, file: str, fixed: bool, length: int) -> None:
+    """Their bytes, counted in 64 bits, would wrap around."""
+    path = tiny_bundle()
+    (path / file).write_bytes(npy(npy_header(f"({length},)", descr="'<i8'" if fixed else "'|u1'")))
+    resign(path)
+    with pytest.raises(BundleError) as caught:
+        open_bundle(path)
+    assert caught.value.file == file
+    if fixed:
+        assert (caught.value.field, caught.value.expected, caught.value.found) == ("shape", (200,), (length,))
+    else:
+        assert caught.value.expected == 128 + length
+
+
+def test_an_array_that_is_not_aligned(tiny_bundle: Make, resign: Resign) -> None:
+    """Kernels load values in one instruction; whatever writes such a header, it is not NumPy."""
+    path = tiny_bundle()
+    rows = np.load(path / "items/popular.npy").tobytes()
+    (path / "items/popular.npy").write_bytes(npy(npy_header(), rows, align=64))
+    resign(path)
+    open_bundle(path)
+    (path / "items/popular.npy").write_bytes(npy(npy_header() + " ", rows, align=1))
+    resign(path)
+    with pytest.raises(BundleCorruptError, match=r"not aligned.*items/popular\.npy"):
         open_bundle(path)
 
 

@@ -85,6 +85,33 @@ def test_columns_that_the_hash_does_not_promise(
     assert caught.value.file == file
 
 
+def test_list_codes_are_those_of_their_own_column(
+    tiny_snapshot: Make, tiny_bundle: Make, tiny_schema: dict[str, Any], tiny_users: Any, resign: Resign
+) -> None:
+    """Users' three genders and eight categories: a code of 5 is a category, but no gender."""
+    tiny_schema["user"].append({"name": "shared_with", "type": "categories", "vocabulary": "gender"})
+    users = tiny_users.append_column("shared_with", [[["f", "x"]] * len(tiny_users)])
+    path = tiny_snapshot(schema=tiny_schema, users=users)
+    bundle = open_bundle(tiny_bundle(schema=tiny_schema))
+    open_snapshot(path).check_fits(bundle)
+    codes, offsets = (np.load(path / f"users/lists.{part}.npy") for part in ("codes", "offsets"))
+    codes[offsets[7]] = 5  # the first of the second list of user 3
+    np.save(path / "users/lists.codes.npy", codes)
+    resign(path)
+    with pytest.raises(BundleCorruptError, match=r"of list column 1.*lists\.codes\.npy.*'0 to 2', found 5"):
+        open_snapshot(path).check_fits(bundle)
+
+
+def test_lists_of_a_snapshot_that_was_not_verified(tiny_snapshot: Make, tiny_bundle: Make) -> None:
+    path = tiny_snapshot()
+    offsets = np.load(path / "users/lists.offsets.npy")
+    offsets[5] = 2**40
+    np.save(path / "users/lists.offsets.npy", offsets)
+    snapshot = open_snapshot(path, verify=False)
+    with pytest.raises(BundleCorruptError, match=r"decrease.*lists\.offsets\.npy"):
+        snapshot.check_fits(open_bundle(tiny_bundle()))
+
+
 def test_every_changed_file_is_named(tiny_snapshot: Make) -> None:
     path = tiny_snapshot()
     for file in [each for each in path.rglob("*") if each.is_file() and each.name != "snapshot.json"]:
@@ -101,7 +128,15 @@ def test_every_changed_file_is_named(tiny_snapshot: Make) -> None:
     ("file", "change"),
     [
         ("history/offsets.npy", lambda a: np.concatenate([a[:5], [10**6], a[6:]])),
+        ("history/offsets.npy", lambda a: np.concatenate([a[:5], a[6:7], a[5:6], a[7:]])),
+        ("history/offsets.npy", lambda a: np.concatenate([a[:1], [2**63 - 1, -(2**63), -1], a[4:]])),
         ("history/events.npy", lambda a: a + 3),
+        ("history/counts.npy", lambda a: np.concatenate([a[:5], [np.nan], a[6:]])),
+        ("history/counts.npy", lambda a: a - a),
+        ("history/last_us.npy", lambda a: np.concatenate([a[:5], [MISSING_TIME], a[6:]])),
+        ("history/last_us.npy", lambda a: a * 1000),
+        ("users/times.npy", lambda a: a * 1000),
+        ("users/lists.offsets.npy", lambda a: np.concatenate([a[:1], a[-2:0:-1], a[-1:]])),
         ("history/keys.npy", lambda a: a[:-1]),
         ("users/lists.offsets.npy", lambda a: a[:-1]),
         ("ids.keys.npy", lambda a: a[::-1].copy()),

@@ -23,10 +23,10 @@ from recserve.v1 import recommender_pb2_grpc
 ROOT = Path(__file__).parents[3]
 NODE = Path(__file__).parent / "node"
 
+# RankItems is not among them: it needs a ranker, which the tiny bundle does not have.
 REQUESTS = {
     "Recommend": {"user_id": "user-03", "count": 7, "fields": ["price", "category", "in_stock"], "reasons": True},
     "SimilarItems": {"item_ids": ["item-005", "no such item"], "count": 5},
-    "RankItems": {"user_id": "user-03", "item_ids": ["item-001", "item-002", "item-009"], "fields": ["price"]},
     "BatchRecommend": {"requests": [{"user_id": "user-01", "count": 3}, {"user_id": "nobody"}]},
 }
 PERSONAL = ("request_id", "recommendation_id", "times")
