@@ -45,6 +45,10 @@ class Tree:
     """Set i is `set_words[set_bounds[i] : set_bounds[i + 1]]`."""
     set_words: NDArray[np.uint32]
     """Bit b of word w: category 32 * w + b goes left."""
+    left: NDArray[np.int64]
+    """Where rows go for which the decision holds: a node where >= 0, otherwise leaf ~child."""
+    right: NDArray[np.int64]
+    leaf_values: NDArray[np.float64]
     linear: bool
 
     @property
@@ -154,18 +158,38 @@ def _parse_tree(number: int, block: bytes, features: int) -> Tree:
             decisions=np.array(fields["decision_type"].split(), np.int64),
             set_bounds=np.array(fields.get("cat_boundaries", "0").split(), np.int64),
             set_words=np.array(fields.get("cat_threshold", "").split(), np.uint32),
+            left=np.array(fields["left_child"].split(), np.int64),
+            right=np.array(fields["right_child"].split(), np.int64),
+            leaf_values=np.array(fields["leaf_value"].split(), np.float64),
             linear=fields.get("is_linear", "0") != "0",
         )
-        leaves = len(np.array(fields["leaf_value"].split(), np.float64))
     except (KeyError, ValueError, OverflowError) as error:
         raise ExportError(
             f"tree {number} of the model text cannot be read: it was truncated or edited ({error})"
         ) from error
-    complete = {len(tree.features), len(tree.thresholds), len(tree.decisions), leaves - 1} == {nodes}
+    arrays = (tree.features, tree.thresholds, tree.decisions, tree.left, tree.right)
+    complete = {len(tree.leaf_values) - 1, *map(len, arrays)} == {nodes}
     known = ((tree.features >= 0) & (tree.features < features)).all()
-    if not block.startswith(f"Tree={number}\n".encode()) or not complete or not known:
+    if not (block.startswith(f"Tree={number}\n".encode()) and complete and known and _is_tree(tree)):
         raise ExportError(f"tree {number} of the model text is not whole: it was truncated or edited")
     return tree
+
+
+def _is_tree(tree: Tree) -> bool:
+    """Whether every node but the first, and every leaf, is the child of one earlier node; and every set exists."""
+    nodes = len(tree.features)
+    children = np.concatenate((tree.left, tree.right))
+    below = (children < 0) | (children > np.tile(np.arange(nodes), 2))
+    expected = np.concatenate((np.arange(-nodes - 1, 0), np.arange(1, nodes))) if nodes else children
+    numbers = tree.thresholds[tree.categorical]
+    sets = len(tree.set_bounds) - 1
+    return bool(
+        below.all()
+        and np.array_equal(np.sort(children), expected)
+        and ((numbers >= 0) & (numbers < sets)).all()
+        and (np.diff(tree.set_bounds) >= 0).all()
+        and (not sets or (tree.set_bounds[0] >= 0 and tree.set_bounds[-1] <= len(tree.set_words)))
+    )
 
 
 def _check_shape(forest: ForestText) -> None:

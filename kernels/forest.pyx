@@ -1,0 +1,232 @@
+"""Exact forests, one bit per row; include/forest.h tells how, forest.pyi has the public API.
+
+    predict ─ check ─ scratch ─┐ nogil, for each block of rows
+    margins ─ check ─ scratch ─┤
+                               └ bins ─ conditions ─ for each batch of pieces: programs, leaf numbers, sums
+
+Scratch is kept between calls: a call takes one from the forest's shelf, or makes one, and puts it back. Both happen
+with the GIL held, so threads never share one.
+"""
+
+import os
+
+import numpy as np
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+
+from recserve.kernels import _forest_arrays as layout
+from recserve.kernels._arrays import check_array, check_rows
+
+cdef extern from "forest.h" nogil:
+    enum:
+        FOREST_BATCH
+        FOREST_MAX_ROWS
+    ctypedef struct forest_t:
+        ptrdiff_t columns, ranges, sets, outputs
+        const int32_t* column_features
+        const float* steps32
+        const float* pivots32
+        const double* steps64
+        const double* pivots64
+        const int64_t* range_bounds
+        const uint8_t* range_lows
+        const uint8_t* range_widths
+        const int64_t* set_bounds
+        const uint8_t* set_bits
+        const int64_t* op_bounds
+        const uint32_t* ops
+        const uint32_t* planes
+        const double* leaves
+        const uint16_t* leaf_words
+        const int64_t* output_bounds
+    ctypedef struct forest_scratch_t:
+        uint8_t* bins
+        uint64_t* masks
+        uint8_t* numbers
+        double* sums
+    ctypedef struct forest_variant_t:
+        void (*bin32)(const forest_t*, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t, uint8_t*) noexcept nogil
+        void (*bin64)(const forest_t*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t, uint8_t*) noexcept nogil
+        void (*conditions)(
+            const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, ptrdiff_t
+        ) noexcept nogil
+        void (*margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
+    const forest_variant_t* forest_variant_named(const char* name)
+    ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
+    void forest_constant_conditions(
+        const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, const uint8_t*, ptrdiff_t
+    )
+    void forest_gather(
+        const uint8_t* table, const int64_t* rows, ptrdiff_t n, const int32_t* columns, ptrdiff_t count,
+        uint8_t* bins, ptrdiff_t width
+    )
+
+CPU_VARIANTS = tuple(name for name in ("portable", "avx2", "avx512") if forest_variant_named(name.encode()) != NULL)
+
+
+def choose_variant(wanted):
+    """The variant to use; `wanted` is the value of RECSERVE_CPU, or empty for the widest that the CPU has."""
+    if not wanted:
+        return CPU_VARIANTS[len(CPU_VARIANTS) - 1]
+    if wanted not in CPU_VARIANTS:
+        raise RuntimeError(
+            f"RECSERVE_CPU={wanted}: expected one of {', '.join(CPU_VARIANTS)}, which this build and CPU have; "
+            "unset it to let the CPU decide"
+        )
+    return wanted
+
+
+CPU_VARIANT = choose_variant(os.environ.get("RECSERVE_CPU", ""))
+cdef const forest_variant_t* variant = forest_variant_named(CPU_VARIANT.encode())
+
+cdef enum:
+    LINE = 64
+    # Rows are binned so many at a time: the lines of the input that their columns share then stay in the nearest cache.
+    TILE = 64
+
+
+cdef void* address(array):
+    return <void*><uintptr_t>array.ctypes.data
+
+
+def aligned(size):
+    """Uninitialised bytes that start on a cache line."""
+    room = np.empty(size + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    return room[start : start + size]
+
+
+def aligned_copy(array):
+    """The same array on a cache line."""
+    copy = aligned(max(array.nbytes, 1))[: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+cdef class Scratch:
+    cdef forest_scratch_t parts
+    cdef object memory
+
+
+cdef class Forest:
+    """Forests over one set of features; see forest.pyi."""
+
+    cdef forest_t forest
+    cdef readonly int features, outputs, columns, pieces, conditions
+    cdef readonly object arrays, set_hash, forest_bounds, column_features
+    cdef object derived
+    cdef object all_columns
+    cdef list shelf
+    cdef ptrdiff_t slots
+
+    def __cinit__(self, arrays):
+        layout.check_forest(arrays)
+        self.arrays = dict(arrays)
+        self.set_hash = layout.set_hash(arrays)
+        self.shelf = []
+        self.column_features = arrays["column_features"]
+        self.forest_bounds = arrays["forest_bounds"]
+        self.features = arrays["features"][0]
+        self.outputs = len(arrays["output_bounds"]) - 1
+        self.columns = len(arrays["column_features"])
+        self.pieces = len(arrays["planes"])
+        self.conditions = len(arrays["range_lows"]) + len(arrays["set_bits"])
+        self.slots = layout.FIRST_CONDITION + self.conditions + layout.max_ops(arrays)
+        self.all_columns = np.arange(self.columns, dtype=np.int32)
+        self.point(arrays)
+
+    cdef point(self, arrays):
+        """Point the kernel at the arrays, and at what is derived from them."""
+        steps64 = layout.steps_of(arrays)
+        steps32 = layout.round_down(steps64)
+        words = arrays["leaves"].view(np.uint16).reshape(self.pieces, layout.LEAVES, 4).transpose(0, 2, 1)
+        pivots = slice(layout.STEPS // 16 - 1, None, 16)
+        self.derived = [
+            aligned_copy(each) for each in (steps32, steps32[:, pivots], steps64, steps64[:, pivots], words)
+        ]
+        self.forest = forest_t(
+            columns=self.columns,
+            ranges=len(arrays["range_lows"]),
+            sets=len(arrays["set_bits"]),
+            outputs=self.outputs,
+            column_features=<const int32_t*>address(arrays["column_features"]),
+            steps32=<const float*>address(self.derived[0]),
+            pivots32=<const float*>address(self.derived[1]),
+            steps64=<const double*>address(self.derived[2]),
+            pivots64=<const double*>address(self.derived[3]),
+            range_bounds=<const int64_t*>address(arrays["range_bounds"]),
+            range_lows=<const uint8_t*>address(arrays["range_lows"]),
+            range_widths=<const uint8_t*>address(arrays["range_widths"]),
+            set_bounds=<const int64_t*>address(arrays["set_bounds"]),
+            set_bits=<const uint8_t*>address(arrays["set_bits"]),
+            op_bounds=<const int64_t*>address(arrays["op_bounds"]),
+            ops=<const uint32_t*>address(arrays["ops"]),
+            planes=<const uint32_t*>address(arrays["planes"]),
+            leaves=<const double*>address(arrays["leaves"]),
+            leaf_words=<const uint16_t*>address(self.derived[4]),
+            output_bounds=<const int64_t*>address(arrays["output_bounds"]),
+        )
+
+    cdef Scratch take(self):
+        """Scratch for a call, from the shelf or new."""
+        if self.shelf:
+            return self.shelf.pop()
+        scratch = Scratch()
+        sizes = [
+            self.columns * FOREST_MAX_ROWS, self.slots * (FOREST_MAX_ROWS // 8), FOREST_BATCH * FOREST_MAX_ROWS,
+            8 * FOREST_MAX_ROWS,
+        ]
+        scratch.memory = aligned(sum(sizes))
+        scratch.memory[:] = 0  # bins behind the last row are read, and may be anything but uninitialised
+        cdef uint8_t* start = <uint8_t*>address(scratch.memory)
+        scratch.parts.bins = start
+        scratch.parts.masks = <uint64_t*>(start + <ptrdiff_t>sizes[0])
+        scratch.parts.numbers = start + <ptrdiff_t>(sizes[0] + sizes[1])
+        scratch.parts.sums = <double*>(start + <ptrdiff_t>(sizes[0] + sizes[1] + sizes[2]))
+        return scratch
+
+    def predict(self, rows):
+        """Raw margins of rows of features; see forest.pyi."""
+        self.check_rows(rows)
+        margins = np.empty((len(rows), self.outputs), np.float64)
+        scratch = self.take()
+        cdef const void* values = address(rows)
+        cdef double* out = <double*>address(margins)
+        cdef const int32_t* columns = <const int32_t*>address(self.all_columns)
+        cdef bint single = rows.dtype == np.float32
+        cdef ptrdiff_t n = len(rows), start = 0, size, groups
+        with nogil:
+            while start < n:
+                groups = forest_groups_for(variant, n - start)
+                size = min(n - start, 64 * groups)
+                self.bin_block(values, single, start, size, scratch.parts.bins, 64 * groups)
+                variant.conditions(&self.forest, &scratch.parts, columns, self.columns, groups)
+                variant.margins(&self.forest, &scratch.parts, groups, size, out + start * self.outputs)
+                start += size
+        self.shelf.append(scratch)
+        return margins if self.outputs > 1 else margins[:, 0]
+
+    cdef check_rows(self, rows):
+        dtype = rows.dtype if getattr(rows, "dtype", None) in (np.float32, np.float64) else np.float32
+        check_array("rows", rows, dtype, (None, self.features))
+
+    cdef void bin_block(
+        self, const void* values, bint single, ptrdiff_t start, ptrdiff_t n, uint8_t* bins, ptrdiff_t width
+    ) noexcept nogil:
+        """Bins of rows start … start + n, column by column."""
+        cdef ptrdiff_t tile = 0, column, size, at
+        while tile < n:
+            size = min(n - tile, <ptrdiff_t>TILE)
+            for column in range(self.columns):
+                at = (start + tile) * self.features + self.forest.column_features[column]
+                if single:
+                    variant.bin32(
+                        &self.forest, column, <const float*>values + at, self.features, size,
+                        bins + column * width + tile,
+                    )
+                else:
+                    variant.bin64(
+                        &self.forest, column, <const double*>values + at, self.features, size,
+                        bins + column * width + tile,
+                    )
+            tile += size

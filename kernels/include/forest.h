@@ -1,0 +1,162 @@
+/* Forests evaluated bit-sliced: one bit per row, a whole block of rows per instruction.
+ *
+ *   bins        uint8 [columns, rows]    of a value: how many of the column's thresholds are below it; NaN: 255
+ *   masks       bits [slots, rows]       slot 0: none, slot 1: all, then one slot for each condition, then temporaries
+ *   program     of each piece: temporary i = c ? a : b, where c, a and b are earlier slots, bit by bit
+ *   planes      of each piece: the slots that hold bit 0 … 5 of each row's leaf number
+ *   margins     the leaves' values, added in the order of the pieces, each sum rounded to double
+ *
+ * A condition tells bins that go left from bins that do not, either as a range, (uint8)(bin - low) <= width, which may
+ * wrap around and so include NaN, or as a set of 256 bits. A piece is a tree, or one of the parts into which a tree of
+ * more than 64 leaves is cut; rows that end in another part get the value +0.0. Sums start at +0.0 and therefore never
+ * become -0.0, so adding +0.0 changes no bit.
+ */
+#ifndef RECSERVE_FOREST_H
+#define RECSERVE_FOREST_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#ifdef __FAST_MATH__
+#error "forest.h defines the order of its additions: build without -ffast-math"
+#endif
+
+enum {
+    FOREST_NAN_BIN = 255,
+    FOREST_STEPS = 256,      /* thresholds of a column, padded with infinity */
+    FOREST_PIVOTS = 16,      /* every sixteenth of them: steps 15, 31, … 255 */
+    FOREST_SET_BYTES = 32,
+    FOREST_PLANES = 6,
+    FOREST_LEAVES = 64,
+    FOREST_FIRST_CONDITION = 2,
+    FOREST_BATCH = 16,       /* pieces whose leaf numbers are kept before their values are added */
+    FOREST_MAX_GROUPS = 8,   /* a group is 64 rows, the widest block 512 */
+    FOREST_MAX_ROWS = 64 * FOREST_MAX_GROUPS,
+};
+
+typedef struct {
+    ptrdiff_t columns, ranges, sets, outputs;
+    const int32_t *column_features;
+    const float *steps32, *pivots32; /* thresholds rounded down to float32: x <= t is the same for every float32 x */
+    const double *steps64, *pivots64;
+    const int64_t *range_bounds; /* [columns + 1] into range_lows and range_widths */
+    const uint8_t *range_lows, *range_widths;
+    const int64_t *set_bounds; /* [columns + 1] into set_bits */
+    const uint8_t *set_bits;
+    const int64_t *op_bounds; /* [pieces + 1] into ops */
+    const uint32_t *ops;
+    const uint32_t *planes;
+    const double *leaves;
+    const uint16_t *leaf_words; /* [pieces, 4, 64]: the leaves' 16-bit words, lowest first */
+    const float *leaves32;
+    const int64_t *output_bounds; /* [outputs + 1] into the pieces */
+} forest_t;
+
+/* Scratch of one call, for blocks of up to FOREST_MAX_ROWS rows; every part starts on a cache line. */
+typedef struct {
+    uint8_t *bins;    /* [columns, 64 * groups] */
+    uint64_t *masks;  /* [slots, groups] */
+    uint8_t *numbers; /* [FOREST_BATCH, 64 * groups] leaf numbers */
+    double *sums;     /* [64 * groups] */
+} forest_scratch_t;
+
+typedef struct {
+    const char *name;
+    /* Bins of one column, for `n` values that lie `stride` elements apart. */
+    void (*bin32)(const forest_t *forest, ptrdiff_t column, const float *values, ptrdiff_t stride, ptrdiff_t n,
+                  uint8_t *bins);
+    void (*bin64)(const forest_t *forest, ptrdiff_t column, const double *values, ptrdiff_t stride, ptrdiff_t n,
+                  uint8_t *bins);
+    /* The masks of the listed columns' conditions, from scratch->bins. */
+    void (*conditions)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
+                       ptrdiff_t count, ptrdiff_t groups);
+    /* Margins of a block from its masks: out[row * outputs + output] for n rows. */
+    void (*margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
+                    double *out);
+    /* The same with sums in float32. */
+    void (*margins32)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
+                      double *out);
+    /* Groups of 64 rows that a block may have, largest first; ends in 0. */
+    ptrdiff_t groups[4];
+} forest_variant_t;
+
+/* The bit of a bin in a condition's set. */
+static inline int forest_in_set(const uint8_t *set, uint8_t bin) { return set[bin >> 3] >> (bin & 7) & 1; }
+
+#define FOREST_VARIANT portable
+#define FOREST_LEVEL 0
+#define FOREST_TARGET
+#define FOREST_GROUPS {1, 0}
+#include "forest_variant.h"
+
+#ifdef __x86_64__
+#define FOREST_VARIANT avx2
+#define FOREST_LEVEL 1
+#define FOREST_TARGET __attribute__((target("avx2,popcnt,bmi,bmi2")))
+#define FOREST_GROUPS {4, 1, 0}
+#include "forest_variant.h"
+
+#define FOREST_VARIANT avx512
+#define FOREST_LEVEL 2
+#define FOREST_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,popcnt,bmi,bmi2")))
+#define FOREST_GROUPS {8, 4, 1, 0}
+#include "forest_variant.h"
+#endif
+
+/* The variant of that name, or NULL where this build or this CPU lacks it. */
+static const forest_variant_t *forest_variant_named(const char *name) {
+    if (strcmp(name, "portable") == 0) return &forest_portable;
+#ifdef __x86_64__
+    if (strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+        __builtin_cpu_supports("popcnt"))
+        return &forest_avx2;
+    if (strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2"))
+        return &forest_avx512;
+#endif
+    return NULL;
+}
+
+/* The widest block that `n` remaining rows fill, or the narrowest that holds them. */
+static ptrdiff_t forest_groups_for(const forest_variant_t *variant, ptrdiff_t n) {
+    const ptrdiff_t *groups = variant->groups;
+    while (groups[1] != 0 && n <= 64 * groups[1]) groups++;
+    return groups[0];
+}
+
+/* Columns whose bins are the same for all rows: their conditions hold for all rows or for none. */
+static void forest_constant_conditions(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
+                                       ptrdiff_t count, const uint8_t *bins, ptrdiff_t groups) {
+    const ptrdiff_t first_set = FOREST_FIRST_CONDITION + forest->ranges;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const ptrdiff_t column = columns[i];
+        for (ptrdiff_t r = forest->range_bounds[column]; r < forest->range_bounds[column + 1]; r++) {
+            const int left = (uint8_t)(bins[i] - forest->range_lows[r]) <= forest->range_widths[r];
+            memset(scratch->masks + (FOREST_FIRST_CONDITION + r) * groups, -left, (size_t)groups * 8);
+        }
+        for (ptrdiff_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++) {
+            const int left = forest_in_set(forest->set_bits + s * FOREST_SET_BYTES, bins[i]);
+            memset(scratch->masks + (first_set + s) * groups, -left, (size_t)groups * 8);
+        }
+    }
+}
+
+/* bins[columns[i], row] = table[rows[row], i] for a block of n rows; what lies behind the last row is bin 0. */
+static void forest_gather(const uint8_t *table, const int64_t *rows, ptrdiff_t n, const int32_t *columns,
+                          ptrdiff_t count, uint8_t *bins, ptrdiff_t width) {
+    for (ptrdiff_t row = 0; row < n; row++) {
+        const uint8_t *line = table + rows[row] * count;
+        if (row + 16 < n) {
+            const uint8_t *ahead = table + rows[row + 16] * count;
+            for (ptrdiff_t byte = 0; byte < count; byte += 64) __builtin_prefetch(ahead + byte);
+        }
+        for (ptrdiff_t i = 0; i < count; i++) bins[columns[i] * width + row] = line[i];
+    }
+}
+
+#endif
