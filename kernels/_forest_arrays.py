@@ -86,7 +86,7 @@ def check_forest(arrays: Arrays) -> None:
     _check_programs(arrays)
     outputs = len(arrays["output_bounds"]) - 1
     _check_bounds(arrays, "output_bounds", None, "planes")
-    _check_spans("forest_bounds", arrays["forest_bounds"], None, outputs)
+    check_spans("forest_bounds", arrays["forest_bounds"], None, outputs)
     if outputs < 1 or (np.diff(arrays["forest_bounds"]) < 1).any():
         raise ValueError("forest_bounds: expected at least one forest, each with at least one output")
 
@@ -156,10 +156,10 @@ def _check_programs(arrays: Arrays) -> None:
 
 
 def _check_bounds(arrays: Arrays, name: str, count: int | None, target: str) -> None:
-    _check_spans(name, arrays[name], count, len(arrays[target]))
+    check_spans(name, arrays[name], count, len(arrays[target]))
 
 
-def _check_spans(name: str, bounds: NDArray[np.int64], count: int | None, end: int) -> None:
+def check_spans(name: str, bounds: NDArray[np.int64], count: int | None, end: int) -> None:
     """Bounds start at 0, never fall, and end where their target ends."""
     if len(bounds) < 1 or (count is not None and len(bounds) != count + 1):
         raise ValueError(f"{name}: expected {'at least 1' if count is None else count + 1} bounds, found {len(bounds)}")

@@ -50,12 +50,12 @@ cdef extern from "forest.h" nogil:
         void (*conditions)(
             const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, ptrdiff_t
         ) noexcept nogil
+        void (*constants)(
+            const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, const uint8_t*, ptrdiff_t
+        ) noexcept nogil
         void (*margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
     const forest_variant_t* forest_variant_named(const char* name)
     ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
-    void forest_constant_conditions(
-        const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, const uint8_t*, ptrdiff_t
-    )
     void forest_gather(
         const uint8_t* table, const int64_t* rows, ptrdiff_t n, const int32_t* columns, ptrdiff_t count,
         uint8_t* bins, ptrdiff_t width
@@ -101,6 +101,22 @@ def aligned_copy(array):
     copy = aligned(max(array.nbytes, 1))[: array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+cdef struct request_t:
+    # What all requests of a call share; `bins` holds the bins of the current one's constants.
+    const uint8_t* item_bins
+    const int32_t* item_columns
+    ptrdiff_t item_count
+    const int32_t* request_columns
+    const int32_t* request_places
+    ptrdiff_t request_count
+    const int32_t* cross_columns
+    const int32_t* cross_places
+    ptrdiff_t cross_count
+    ptrdiff_t cross_stride
+    const int32_t* varying_columns
+    uint8_t* bins
 
 
 cdef class Scratch:
@@ -230,3 +246,139 @@ cdef class Forest:
                         bins + column * width + tile,
                     )
             tile += size
+
+    def bin_columns(self, features):
+        """The bin columns of some features; see forest.pyi."""
+        known = positions(features, self.features)
+        return np.flatnonzero(known[self.column_features] >= 0).astype(np.int32)
+
+    def bin_matrix(self, values, features):
+        """Bins of some features; see forest.pyi."""
+        known = positions(features, self.features)
+        check_array("values", values, np.float32, (None, len(features)))
+        columns = self.bin_columns(features)
+        places = known[self.column_features[columns]]
+        by_column = np.empty((len(columns), len(values)), np.uint8)
+        cdef const float* start = <const float*>address(values)
+        cdef uint8_t* bins = <uint8_t*>address(by_column)
+        cdef const int32_t* column = <const int32_t*>address(columns)
+        cdef const int32_t* place = <const int32_t*>address(places)
+        cdef ptrdiff_t n = len(values), stride = values.shape[1], count = len(columns), i
+        with nogil:
+            for i in range(count):
+                variant.bin32(&self.forest, column[i], start + place[i], stride, n, bins + i * n)
+        return np.ascontiguousarray(by_column.T)
+
+    def plan(self, item_features, request_features, cross_features):
+        """Prepare the evaluation of requests; see forest.pyi."""
+        return RequestPlan(self, item_features, request_features, cross_features)
+
+
+def positions(features, count):
+    """Where each of `count` features stands in a list, -1 where it does not: int32."""
+    listed = np.asarray(features, np.int64).reshape(-1)
+    check_rows("features", listed, count)
+    if len(np.unique(listed)) != len(listed):
+        raise ValueError("features: a feature is listed twice")
+    found = np.full(count, -1, np.int32)
+    found[listed] = np.arange(len(listed), dtype=np.int32)
+    return found
+
+
+cdef class RequestPlan:
+    """How a forest reads requests; see forest.pyi."""
+
+    cdef readonly Forest forest
+    cdef readonly object item_features, request_features, cross_features, item_columns
+    cdef object request_columns, request_places, cross_columns, cross_places, varying_columns
+
+    def __cinit__(self, Forest forest, item_features, request_features, cross_features):
+        self.forest = forest
+        self.item_features = tuple(map(int, item_features))
+        self.request_features = tuple(map(int, request_features))
+        self.cross_features = tuple(map(int, cross_features))
+        listed = positions([*self.item_features, *self.request_features, *self.cross_features], forest.features)
+        if forest.columns and (listed[forest.column_features] < 0).any():
+            lacking = np.unique(forest.column_features[listed[forest.column_features] < 0]).tolist()
+            raise ValueError(f"the forest asks for features {lacking}, which are neither of items, requests nor crosses")
+        self.item_columns = forest.bin_columns(self.item_features)
+        self.request_columns, self.request_places = self.places(self.request_features)
+        self.cross_columns, self.cross_places = self.places(self.cross_features)
+        self.varying_columns = np.concatenate((self.item_columns, self.cross_columns))
+
+    cdef places(self, features):
+        """The columns of some features, and where each column's feature stands among them."""
+        columns = self.forest.bin_columns(features)
+        return columns, positions(features, self.forest.features)[self.forest.column_features[columns]]
+
+    def margins(self, item_bins, rows, request_bounds, request_values, cross_values):
+        """Margins of the candidates of several requests; see forest.pyi."""
+        self.check(item_bins, rows, request_bounds, request_values, cross_values)
+        cdef Forest forest = self.forest
+        margins = np.empty((len(rows), forest.outputs), np.float64)
+        request_bins = np.empty(max(len(self.request_columns), 1), np.uint8)
+        cdef Scratch scratch = forest.take()
+        cdef request_t request = request_t(
+            item_bins=<const uint8_t*>address(item_bins),
+            item_columns=<const int32_t*>address(self.item_columns),
+            item_count=len(self.item_columns),
+            request_columns=<const int32_t*>address(self.request_columns),
+            request_places=<const int32_t*>address(self.request_places),
+            request_count=len(self.request_columns),
+            cross_columns=<const int32_t*>address(self.cross_columns),
+            cross_places=<const int32_t*>address(self.cross_places),
+            cross_count=len(self.cross_columns),
+            cross_stride=cross_values.shape[1],
+            varying_columns=<const int32_t*>address(self.varying_columns),
+            bins=<uint8_t*>address(request_bins),
+        )
+        cdef const int64_t* bounds = <const int64_t*>address(request_bounds)
+        cdef const int64_t* all_rows = <const int64_t*>address(rows)
+        cdef const float* constants = <const float*>address(request_values)
+        cdef const float* crosses = <const float*>address(cross_values)
+        cdef double* out = <double*>address(margins)
+        cdef ptrdiff_t requests = len(request_values), width = request_values.shape[1], i
+        with nogil:
+            for i in range(requests):
+                evaluate_request(
+                    &forest.forest, &scratch.parts, &request, constants + i * width, all_rows + bounds[i],
+                    bounds[i + 1] - bounds[i], crosses + bounds[i] * request.cross_stride,
+                    out + bounds[i] * forest.forest.outputs,
+                )
+        forest.shelf.append(scratch)
+        return margins
+
+    cdef check(self, item_bins, rows, request_bounds, request_values, cross_values):
+        check_array("item_bins", item_bins, np.uint8, (None, len(self.item_columns)))
+        check_array("rows", rows, np.int64, (None,))
+        check_rows("rows", rows, len(item_bins))
+        check_array("request_values", request_values, np.float32, (None, len(self.request_features)))
+        check_array("cross_values", cross_values, np.float32, (len(rows), len(self.cross_features)))
+        check_array("request_bounds", request_bounds, np.int64, (len(request_values) + 1,))
+        layout.check_spans("request_bounds", request_bounds, len(request_values), len(rows))
+
+
+cdef void evaluate_request(
+    const forest_t* forest, const forest_scratch_t* scratch, const request_t* request, const float* constants,
+    const int64_t* rows, ptrdiff_t n, const float* crosses, double* out
+) noexcept nogil:
+    """Margins of one request's candidates, block by block."""
+    cdef ptrdiff_t i, size, groups, width, start = 0
+    for i in range(request.request_count):
+        variant.bin32(forest, request.request_columns[i], constants + request.request_places[i], 1, 1,
+                      request.bins + i)
+    while start < n:
+        groups = forest_groups_for(variant, n - start)
+        width = 64 * groups
+        size = min(n - start, width)
+        forest_gather(request.item_bins, rows + start, size, request.item_columns, request.item_count, scratch.bins,
+                      width)
+        for i in range(request.cross_count):
+            variant.bin32(
+                forest, request.cross_columns[i], crosses + start * request.cross_stride + request.cross_places[i],
+                request.cross_stride, size, scratch.bins + request.cross_columns[i] * width,
+            )
+        variant.conditions(forest, scratch, request.varying_columns, request.item_count + request.cross_count, groups)
+        variant.constants(forest, scratch, request.request_columns, request.request_count, request.bins, groups)
+        variant.margins(forest, scratch, groups, size, out + start * forest.outputs)
+        start += size

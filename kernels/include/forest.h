@@ -75,6 +75,9 @@ typedef struct {
     /* The masks of the listed columns' conditions, from scratch->bins. */
     void (*conditions)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
                        ptrdiff_t count, ptrdiff_t groups);
+    /* The masks of columns whose bin is the same for all rows: bins[i] of columns[i]. */
+    void (*constants)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns, ptrdiff_t count,
+                      const uint8_t *bins, ptrdiff_t groups);
     /* Margins of a block from its masks: out[row * outputs + output] for n rows. */
     void (*margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
                     double *out);
@@ -127,23 +130,6 @@ static ptrdiff_t forest_groups_for(const forest_variant_t *variant, ptrdiff_t n)
     const ptrdiff_t *groups = variant->groups;
     while (groups[1] != 0 && n <= 64 * groups[1]) groups++;
     return groups[0];
-}
-
-/* Columns whose bins are the same for all rows: their conditions hold for all rows or for none. */
-static void forest_constant_conditions(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
-                                       ptrdiff_t count, const uint8_t *bins, ptrdiff_t groups) {
-    const ptrdiff_t first_set = FOREST_FIRST_CONDITION + forest->ranges;
-    for (ptrdiff_t i = 0; i < count; i++) {
-        const ptrdiff_t column = columns[i];
-        for (ptrdiff_t r = forest->range_bounds[column]; r < forest->range_bounds[column + 1]; r++) {
-            const int left = (uint8_t)(bins[i] - forest->range_lows[r]) <= forest->range_widths[r];
-            memset(scratch->masks + (FOREST_FIRST_CONDITION + r) * groups, -left, (size_t)groups * 8);
-        }
-        for (ptrdiff_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++) {
-            const int left = forest_in_set(forest->set_bits + s * FOREST_SET_BYTES, bins[i]);
-            memset(scratch->masks + (first_set + s) * groups, -left, (size_t)groups * 8);
-        }
-    }
 }
 
 /* bins[columns[i], row] = table[rows[row], i] for a block of n rows; what lies behind the last row is bin 0. */

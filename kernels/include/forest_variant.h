@@ -188,6 +188,35 @@ FOREST_TARGET static void FOREST_NAME(conditions)(const forest_t *forest, const 
         }
 }
 
+FOREST_INLINE void FOREST_NAME(fill)(uint64_t *mask, int left, const ptrdiff_t groups) {
+    for (int g = 0; g < groups; g++) mask[g] = -(uint64_t)left;
+}
+
+FOREST_INLINE void FOREST_NAME(column_constants)(const forest_t *forest, const forest_scratch_t *scratch,
+                                                 ptrdiff_t column, uint8_t bin, const ptrdiff_t groups) {
+    uint64_t *ranges = scratch->masks + FOREST_FIRST_CONDITION * groups;
+    uint64_t *sets = ranges + forest->ranges * groups;
+    for (int64_t r = forest->range_bounds[column]; r < forest->range_bounds[column + 1]; r++)
+        FOREST_NAME(fill)(ranges + r * groups, (uint8_t)(bin - forest->range_lows[r]) <= forest->range_widths[r],
+                          groups);
+    for (int64_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++)
+        FOREST_NAME(fill)(sets + s * groups, forest_in_set(forest->set_bits + s * FOREST_SET_BYTES, bin), groups);
+}
+
+FOREST_TARGET static void FOREST_NAME(constants)(const forest_t *forest, const forest_scratch_t *scratch,
+                                                 const int32_t *columns, ptrdiff_t count, const uint8_t *bins,
+                                                 ptrdiff_t groups) {
+    for (ptrdiff_t i = 0; i < count; i++) switch (groups) {
+#if FOREST_LEVEL == 2
+            case 8: FOREST_NAME(column_constants)(forest, scratch, columns[i], bins[i], 8); break;
+#endif
+#if FOREST_LEVEL >= 1
+            case 4: FOREST_NAME(column_constants)(forest, scratch, columns[i], bins[i], 4); break;
+#endif
+            default: FOREST_NAME(column_constants)(forest, scratch, columns[i], bins[i], 1);
+        }
+}
+
 /* ---- Programs ---- */
 
 /* out = c ? a : b, bit by bit */
@@ -364,6 +393,7 @@ static const forest_variant_t FOREST_OBJECT(FOREST_VARIANT) = {
     .bin32 = FOREST_NAME(bin32),
     .bin64 = FOREST_NAME(bin64),
     .conditions = FOREST_NAME(conditions),
+    .constants = FOREST_NAME(constants),
     .margins = FOREST_NAME(margins),
     .groups = FOREST_GROUPS,
 };
