@@ -21,7 +21,9 @@ Slot 0 is false and slot 1 true for every row, then come the ranges, the sets, a
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +43,9 @@ STEPS: Final = 256
 MAX_FEATURES: Final = 2**24
 MAX_SLOTS: Final = 2**24
 """Bounds the memory of a call: 64 bytes a slot."""
+
+VERSION_NAME: Final = "version"
+"""int64 [1] beside the others where they are saved."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -91,8 +96,47 @@ def check_forest(arrays: Arrays) -> None:
         raise ValueError("forest_bounds: expected at least one forest, each with at least one output")
 
 
+def save_arrays(arrays: Arrays, folder: str | os.PathLike[str]) -> None:
+    """Write each array as <name>.npy into a new folder."""
+    root = Path(folder)
+    root.mkdir()
+    for name in NAMES:
+        np.save(root / f"{name}.npy", arrays[name])
+    np.save(root / f"{VERSION_NAME}.npy", np.array([FORMAT_VERSION], np.int64))
+
+
+def load_arrays(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Map the arrays of a folder, as yet unchecked but for the version.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError: a file is no array, or the forest is of another version.
+    """
+    root = Path(folder)
+    version = _map(root, VERSION_NAME)
+    if version.dtype != np.int64 or version.shape != (1,) or version[0] != FORMAT_VERSION:
+        raise ValueError(
+            f"{root}: expected a forest of version {FORMAT_VERSION}, found {version.tolist()}: export it again"
+        )
+    return {name: _map(root, name) for name in NAMES}
+
+
+def _map(root: Path, name: str) -> NDArray[Any]:
+    path = root / f"{name}.npy"
+    size = path.stat().st_size
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # the header is a Python literal: a damaged one fails in NumPy's parser in many ways
+        raise ValueError(f"{path} is no array: {error}") from error
+    if not isinstance(found, np.ndarray) or found.nbytes > size:
+        raise ValueError(f"{path} is no array, or is shorter than its header says")
+    return np.asarray(found)
+
+
 def set_hash(arrays: Arrays) -> str:
-    """SHA-256 over what decides the bins: features, columns and thresholds; then over everything else."""
+    """SHA-256 over all arrays; bins made for one forest set fit no other."""
     digest = hashlib.sha256(f"recserve forest {FORMAT_VERSION}".encode())
     for name in NAMES:
         array = np.ascontiguousarray(arrays[name])

@@ -1,0 +1,280 @@
+"""Forests: the kernel against its reference, its refusals, and damaged arrays."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from recserve.exporters.forest_decisions import NUMERIC, Nodes, collect_conditions
+from recserve.exporters.forest_program import Tree, compile_tree
+from recserve.kernels import forest as kernel
+from recserve.kernels._forest_arrays import FIRST_CONDITION
+from recserve.kernels.forest import Forest
+from recserve.kernels.reference.forest import Forest as Reference
+
+FEATURES = 6
+Arrays = dict[str, NDArray[Any]]
+
+
+def random_forest(seed: int, trees: int = 12, leaves: int = 100, outputs: int = 2, thresholds: int = 300) -> Arrays:
+    """A forest of random trees: numeric nodes with all rules for NaN and zero, and category nodes."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, leaves + 1, trees) - 1
+    count = int(sizes.sum())
+    grid = np.sort(rng.normal(size=thresholds)) if thresholds else np.zeros(1)
+    sets = [np.unique(rng.integers(0, 400, rng.integers(1, 200))) for _ in range(5)]
+    nodes = Nodes(
+        features=rng.integers(0, FEATURES, count),
+        thresholds=rng.choice(grid, count),
+        nan_left=rng.random(count) < 0.5,
+        zero=rng.integers(0, 3, count),
+        sets=np.where(rng.random(count) < 0.2, rng.integers(0, len(sets), count), NUMERIC),
+        categories=sets,
+    )
+    conditions = collect_conditions(nodes)
+    pieces, starts = [], np.cumsum([0, *sizes])
+    bounds = [0]
+    for output in np.array_split(np.arange(trees), outputs):
+        for tree in output:
+            left, right = random_shape(rng, int(sizes[tree]))
+            refs = conditions.nodes[starts[tree] : starts[tree + 1]]
+            values = rng.normal(size=sizes[tree] + 1)
+            pieces.extend(compile_tree(Tree(left, right, refs, values), FIRST_CONDITION + conditions.count))
+        bounds.append(len(pieces))
+    return {
+        "features": np.array([FEATURES]),
+        **{name: getattr(conditions, name) for name in ("column_features", "threshold_bounds", "thresholds")},
+        **{name: getattr(conditions, name) for name in ("range_bounds", "range_lows", "range_widths")},
+        **{name: getattr(conditions, name) for name in ("set_bounds", "set_bits")},
+        "op_bounds": np.cumsum([0, *(len(piece.ops) for piece in pieces)]),
+        "ops": np.array([op for piece in pieces for op in piece.ops], np.uint32).reshape(-1, 3),
+        "planes": np.array([piece.planes for piece in pieces], np.uint32).reshape(-1, 6),
+        "leaves": np.array([piece.values for piece in pieces]).reshape(-1, 64),
+        "output_bounds": np.array(bounds),
+        "forest_bounds": np.array([0, outputs]),
+    }
+
+
+def random_shape(rng: np.random.Generator, nodes: int) -> tuple[list[int], list[int]]:
+    """Children of a random binary tree, grown leaf by leaf as LightGBM does."""
+    children = [[~0, ~0] for _ in range(nodes)]
+    places: list[tuple[int, int]] = []
+    for node in range(nodes):
+        if node:
+            parent, side = places.pop(rng.integers(len(places)))
+            children[parent][side] = node
+        places += [(node, 0), (node, 1)]
+    for leaf, (parent, side) in enumerate(places):
+        children[parent][side] = ~leaf
+    return [pair[0] for pair in children], [pair[1] for pair in children]
+
+
+def random_rows(seed: int, n: int, dtype: type[np.floating] = np.float32) -> NDArray[Any]:
+    rng = np.random.default_rng(seed)
+    found = rng.normal(size=(n, FEATURES)) * rng.choice([1, 0.1, 200], (n, FEATURES))
+    special = rng.choice([np.nan, 0.0, -0.0, np.inf, -np.inf, -0.5, -1.0, 3.0], found.shape)
+    return np.where(rng.random(found.shape) < 0.2, special, found).astype(dtype)
+
+
+def same_bits(found: NDArray[np.float64], expected: NDArray[np.float64]) -> bool:
+    return found.shape == expected.shape and bool((found.view(np.int64) == expected.view(np.int64)).all())
+
+
+@pytest.fixture(scope="module")
+def forest() -> Forest:
+    return Forest(random_forest(1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**30),
+    n=st.integers(0, 700),
+    leaves=st.integers(1, 150),
+    thresholds=st.integers(0, 700),
+    outputs=st.integers(1, 3),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_the_reference_agrees(
+    seed: int, n: int, leaves: int, thresholds: int, outputs: int, dtype: type[np.floating]
+) -> None:
+    arrays = random_forest(seed, 8, leaves, outputs, thresholds)
+    rows = random_rows(seed, n, dtype)
+    assert same_bits(Forest(arrays).predict(rows), Reference(arrays).predict(rows))
+
+
+def test_every_variant_gives_the_same_bits(tmp_path: Path, forest: Forest) -> None:
+    rows = random_rows(2, 600)
+    forest.save(tmp_path / "forest")
+    np.save(tmp_path / "rows.npy", rows)
+    script = (
+        "import sys, numpy as np; from recserve.kernels.forest import Forest; "
+        "sys.stdout.buffer.write(Forest.load(sys.argv[1]).predict(np.load(sys.argv[2])).tobytes())"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "forest"), str(tmp_path / "rows.npy")]
+    for variant in kernel.CPU_VARIANTS:
+        done = subprocess.run(command, env=os.environ | {"RECSERVE_CPU": variant}, capture_output=True, check=True)
+        assert done.stdout == forest.predict(rows).tobytes(), variant
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="RECSERVE_CPU=avx9000: expected one of portable"):
+        kernel.choose_variant("avx9000")  # type: ignore[attr-defined]
+
+
+def test_order_and_company_of_rows_change_nothing(forest: Forest) -> None:
+    rows = random_rows(3, 1200)
+    expected = forest.predict(rows)
+    order = np.random.default_rng(0).permutation(len(rows))
+    assert same_bits(forest.predict(rows[order]), expected[order])
+    for size in (1, 7, 63, 64, 65, 255, 257, 513):
+        parts = [forest.predict(rows[start : start + size]) for start in range(0, len(rows), size)]
+        assert same_bits(np.concatenate(parts), expected)
+
+
+def test_threads_change_nothing(forest: Forest) -> None:
+    blocks = [random_rows(seed, 300) for seed in range(16)]
+    expected = [forest.predict(block) for block in blocks]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert all(map(same_bits, pool.map(forest.predict, blocks), expected))
+
+
+@pytest.mark.parametrize("sizes", [[500], [1], [0], [64, 65, 3], [20, 0, 700, 1], []])
+def test_requests_are_rows_put_together(forest: Forest, sizes: list[int]) -> None:
+    items, crosses, requests = [4, 0], [1], [5, 2, 3]
+    n, rng = sum(sizes), np.random.default_rng(4)
+    item_values = np.ascontiguousarray(random_rows(5, 50)[:, items])
+    request_values = np.ascontiguousarray(random_rows(6, len(sizes))[:, requests])
+    cross_values = np.ascontiguousarray(random_rows(7, n)[:, crosses])
+    rows = rng.integers(0, 50, n)
+    whole = np.empty((n, FEATURES), np.float32)
+    whole[:, items], whole[:, crosses] = item_values[rows], cross_values
+    whole[:, requests] = np.repeat(request_values, sizes, axis=0)
+    plan = forest.plan(items, requests, crosses)
+    bins = forest.bin_matrix(item_values, items)
+    found = plan.margins(bins, rows, np.cumsum([0, *sizes]), request_values, cross_values)
+    assert same_bits(found, forest.predict(whole))
+
+
+def test_bins_are_the_references(forest: Forest) -> None:
+    values = np.ascontiguousarray(random_rows(8, 400)[:, [3, 1]])
+    assert (forest.bin_matrix(values, [3, 1]) == Reference(forest.arrays).bin_matrix(values, [3, 1])).all()
+
+
+def test_saving_and_loading_keep_everything(tmp_path: Path, forest: Forest) -> None:
+    forest.save(tmp_path / "forest")
+    loaded = Forest.load(tmp_path / "forest")
+    assert loaded.set_hash == forest.set_hash
+    assert isinstance(loaded.arrays["ops"].base, np.memmap) or isinstance(loaded.arrays["ops"], np.memmap)
+    rows = random_rows(9, 100)
+    assert same_bits(loaded.predict(rows), forest.predict(rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda rows: rows[:, :5], ValueError, r"rows: expected shape \[any, 6\], found \[10, 5\]"),
+        (lambda rows: rows.astype(np.float16), TypeError, "rows: expected dtype float32, found float16"),
+        (lambda rows: rows.astype(np.int64), TypeError, "rows: expected dtype float32, found int64"),
+        (lambda rows: np.asfortranarray(rows), ValueError, "rows: expected a C-contiguous"),
+        (lambda rows: rows[::2], ValueError, "rows: expected a C-contiguous"),
+        (lambda rows: rows[0], ValueError, r"rows: expected shape \[any, 6\], found \[6\]"),
+        (lambda rows: rows.tolist(), TypeError, "rows: expected a NumPy array of float32, found list"),
+        (lambda rows: rows.astype(">f4"), TypeError, "rows: expected dtype float32, found >f4"),
+    ],
+)
+def test_wrong_rows_are_refused(
+    forest: Forest, change: Callable[[NDArray[Any]], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        forest.predict(change(random_rows(1, 10)))
+
+
+def test_a_plan_needs_every_feature_once(forest: Forest) -> None:
+    with pytest.raises(ValueError, match=r"asks for features \[5\], which are neither"):
+        forest.plan([0, 1], [2], [3, 4])
+    with pytest.raises(ValueError, match="listed twice"):
+        forest.plan([0, 1], [1, 2, 3], [4, 5])
+    with pytest.raises(ValueError, match=r"features\[2\] is 6, outside"):
+        forest.plan([0, 1, 6], [2, 3], [4, 5])
+
+
+def test_rows_outside_the_items_are_refused(forest: Forest) -> None:
+    plan = forest.plan(range(FEATURES), [], [])
+    bins = forest.bin_matrix(random_rows(1, 5), range(FEATURES))
+    nothing = np.empty((1, 0), np.float32)
+    for row in (-1, 5):
+        with pytest.raises(ValueError, match=rf"rows\[0\] is {row}, outside a table of 5 rows"):
+            plan.margins(bins, np.array([row]), np.array([0, 1]), nothing, nothing)
+    with pytest.raises(ValueError, match="request_bounds: expected bounds that rise from 0 to 1"):
+        plan.margins(bins, np.array([0]), np.array([0, 2]), nothing, nothing)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("features", lambda a: a * 0, "features: expected 1 to"),
+        ("column_features", lambda a: a + 6, "column_features: expected numbers from 0 to 5"),
+        ("thresholds", lambda a: a[::-1].copy(), "thresholds: expected ascending"),
+        ("thresholds", lambda a: a * np.nan, "thresholds: expected ascending"),
+        ("threshold_bounds", lambda a: a[:-1], r"threshold_bounds: expected \d+ bounds"),
+        ("range_bounds", lambda a: a[::-1].copy(), "range_bounds: expected bounds that rise"),
+        ("range_widths", lambda a: a[:-1], "range_bounds: expected bounds that rise"),
+        ("set_bits", lambda a: a[:, :31].copy(), "set_bits: expected shape"),
+        ("op_bounds", lambda a: a - 1, "op_bounds: expected bounds that rise"),
+        ("ops", lambda a: a + np.uint32(1000), "ops: an operand is neither"),
+        ("planes", lambda a: a + np.uint32(100_000), "planes: a slot is neither"),
+        ("leaves", lambda a: a[:-1], r"leaves: expected \d+ pieces"),
+        ("leaves", lambda a: a.astype(np.float32), "leaves: expected dtype float64"),
+        ("output_bounds", lambda a: a + 1, "output_bounds: expected bounds that rise"),
+        ("forest_bounds", lambda a: a[:0], "forest_bounds: expected at least 1 bounds"),
+    ],
+)
+def test_malformed_arrays_are_refused(
+    forest: Forest, name: str, change: Callable[[NDArray[Any]], NDArray[Any]], message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Forest({**forest.arrays, name: change(forest.arrays[name])})
+
+
+def test_missing_arrays_are_refused(forest: Forest) -> None:
+    with pytest.raises(ValueError, match="missing or unknown: ops"):
+        Forest({name: array for name, array in forest.arrays.items() if name != "ops"})
+
+
+def damaged(folder: Path, rng: np.random.Generator) -> None:
+    """Change some bytes of a saved forest, or cut off the end of a file."""
+    files = sorted(folder.iterdir())
+    for _ in range(rng.integers(1, 4)):
+        path = files[rng.integers(len(files))]
+        content = bytearray(path.read_bytes())
+        if rng.random() < 0.2:
+            content = content[: rng.integers(len(content) + 1)]
+        else:
+            for _ in range(rng.integers(1, 4)):
+                place = rng.integers(len(content)) if rng.random() < 0.7 else rng.integers(min(len(content), 140))
+                content[place : place + 1] = bytes([rng.integers(256)])
+        path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_files_are_an_error_or_a_forest(tmp_path: Path, seed: int) -> None:
+    folder = tmp_path / "forest"
+    Forest(random_forest(seed, trees=3, leaves=70)).save(folder)
+    damaged(folder, np.random.default_rng(seed))
+    try:
+        forest = Forest.load(folder)
+    except (OSError, TypeError, ValueError):
+        return
+    forest.predict(np.ascontiguousarray(np.resize(random_rows(seed, 100), (100, forest.features))))
