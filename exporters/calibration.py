@@ -47,8 +47,8 @@ def fit_calibration(kind: str, margins: NDArray[np.float64], labels: NDArray[np.
         labels: float64 [n], 0 or 1.
 
     Raises:
-        ExportError: the data cannot calibrate (NaN margins, other labels, one class only, equal margins), or the fitted
-            map does not rise.
+        ExportError: the data cannot calibrate (NaN margins, other labels, one class only, margins that are equal or
+            almost so, or beyond measure), or the fitted map does not rise.
     """
     _check_data(margins, labels)
     if kind == "platt":
@@ -76,6 +76,13 @@ def _check_data(margins: NDArray[np.float64], labels: NDArray[np.float64]) -> No
         raise ExportError(f"calibration data: all {labels.size} labels are {labels[0]:g}; both classes are needed")
     if margins.min() == margins.max():
         raise ExportError(f"calibration data: all {margins.size} margins are {margins[0]}; there is nothing to fit")
+    with np.errstate(all="ignore"):
+        spread = float(margins.std())
+    if not 0 < spread < np.inf:
+        raise ExportError(
+            f"calibration data: the margins' standard deviation is beyond what a double holds: they run from "
+            f"{margins.min()} to {margins.max()}"
+        )
 
 
 def _fit_platt(margins: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[float, float]:

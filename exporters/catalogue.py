@@ -19,6 +19,7 @@ from recserve.exporters.tables import Table, TableColumn, read_table
 from recserve.exporters.writer import BundleWriter
 from recserve.kernels.features import FeatureSchema, FeatureSchemaError
 from recserve.server.bundle import layout
+from recserve.server.bundle.columns import as_stored
 from recserve.server.bundle.consistency import FEATURE_TYPES, ROLE_TYPES
 
 COLUMN_TYPES: Final[dict[ColumnKind, manifest_pb2.ColumnType.ValueType]] = {
@@ -87,7 +88,9 @@ def read_items(spec: CatalogueSpec, schema: FeatureSchema) -> ItemTable:
         columns=columns,
         vocabularies=vocabularies,
         features=_matrix(
-            [_as_feature(columns[name][""]) for name in schema.item_feature_columns], len(table), np.float32
+            [_as_feature(columns[name][""], table.column(name)) for name in schema.item_feature_columns],
+            len(table),
+            np.float32,
         ),
         times=_matrix([columns[name][""] for name in schema.item_time_columns], len(table), np.int64),
         popular_rows=_by_popularity(columns[spec.roles.popularity][""]),
@@ -248,12 +251,11 @@ def _encode(data: TableColumn, column: ItemColumn, vocabularies: Vocabularies) -
     return {"": scalars[column.kind]()}
 
 
-def _as_feature(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Numbers rounded to float32; category codes as they are, which float32 holds exactly; missing: NaN."""
-    numbers = values.astype(np.float32)
-    if values.dtype == np.int32:
-        numbers[values.astype(np.int32) < 0] = np.nan
-    return numbers
+def _as_feature(values: NDArray[np.generic], column: TableColumn) -> NDArray[np.float32]:
+    """See `as_stored`; refuses numbers that would become infinite."""
+    stored = as_stored(values, np.dtype(np.float32))
+    column.refuse(np.isinf(stored), "beyond float32, the type of features: scale them")
+    return stored
 
 
 def _matrix(columns: Sequence[NDArray[np.generic]], rows: int, dtype: type[ScalarT]) -> NDArray[ScalarT]:

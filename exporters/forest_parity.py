@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.exporters.errors import ExportError
-from recserve.exporters.lightgbm_text import LARGEST_CATEGORY, ForestText
+from recserve.exporters.lightgbm_text import ForestText
+from recserve.kernels.limits import LARGEST_EXACT_INTEGER
 
 if TYPE_CHECKING:
     import lightgbm
@@ -33,7 +34,8 @@ _HUGE = np.finfo(np.float32).max
 _TINY = np.finfo(np.float32).smallest_subnormal
 _NUMBERS = np.array([0, 1, _TINY, _ZERO, _BEYOND_ZERO, _HUGE, np.inf], np.float32)
 _NUMBERS = np.concatenate((_NUMBERS, -_NUMBERS, [np.float32(np.nan)]))
-_CATEGORIES = np.array([0, 0.5, 1, LARGEST_CATEGORY, LARGEST_CATEGORY + 2, 2**31, 2**32, _HUGE, np.inf], np.float32)
+_LARGEST = LARGEST_EXACT_INTEGER
+_CATEGORIES = np.array([0, 0.5, 1, _LARGEST, _LARGEST + 2, 2**31, 2**32, _HUGE, np.inf], np.float32)
 _CATEGORIES = np.concatenate((_CATEGORIES, -_CATEGORIES, [np.float32(np.nan)]))
 
 

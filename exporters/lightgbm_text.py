@@ -10,6 +10,7 @@ and 3 the missing type (`MissingType`).
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.exporters.errors import ExportError
+from recserve.kernels.limits import LARGEST_EXACT_INTEGER
 
-LARGEST_CATEGORY = 2**24
-"""float32, the type of every feature, tells neighbouring integers apart up to here."""
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 class MissingType(enum.IntEnum):
@@ -33,6 +34,9 @@ class MissingType(enum.IntEnum):
     """NaN."""
 
 
+_LARGEST_DECISION = MissingType.NAN << 2 | 3
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:
     """The decisions of one tree: arrays by node, empty where it is a single leaf."""
@@ -41,13 +45,13 @@ class Tree:
     thresholds: NDArray[np.float64]
     """Of category nodes: the number of the node's set."""
     decisions: NDArray[np.int64]
+    left: NDArray[np.int64]
+    """The child: a node, or where it is negative the leaf ~child."""
+    right: NDArray[np.int64]
     set_bounds: NDArray[np.int64]
     """Set i is `set_words[set_bounds[i] : set_bounds[i + 1]]`."""
-    set_words: NDArray[np.uint32]
-    """Bit b of word w: category 32 * w + b goes left."""
-    left: NDArray[np.int64]
-    """Where rows go for which the decision holds: a node where >= 0, otherwise leaf ~child."""
-    right: NDArray[np.int64]
+    set_words: NDArray[np.int64]
+    """Words of 32 bits. Bit b of word w: category 32 * w + b goes left."""
     leaf_values: NDArray[np.float64]
     linear: bool
 
@@ -100,17 +104,20 @@ class InputRules:
 def parse_forest(text: str) -> ForestText:
     """Parse a model text.
 
+    Returns:
+        The forest. Its trees are trees, and every number of a feature, node, leaf or set is one that there is.
+
     Raises:
-        ExportError: it is no LightGBM model text, or it is truncated or edited.
+        ExportError: it is no LightGBM model text, or it was truncated or edited.
     """
     head, _, body = text.encode().partition(b"\n\n")
     header = _fields(head.decode())
     if not head.startswith(b"tree\n") or not {"max_feature_idx", "feature_names", "tree_sizes"} <= header.keys():
         raise ExportError("not a LightGBM model text: expected the line 'tree', then a header that ends in tree_sizes")
-    features = int(header["max_feature_idx"]) + 1
+    features, sizes = _header_numbers(header)
     trees = []
-    for number, size in enumerate(header["tree_sizes"].split()):
-        block, body = body[: int(size)], body[int(size) :]
+    for number, size in enumerate(sizes):
+        block, body = body[:size], body[size:]
         trees.append(_parse_tree(number, block, features))
     if not body.lstrip(b"\n").startswith(b"end of trees"):
         raise ExportError(f"the model text does not end after its {len(trees)} trees: it was truncated or edited")
@@ -147,48 +154,95 @@ def _fields(lines: str) -> dict[str, str]:
     return {key: value for key, _, value in (line.partition("=") for line in lines.split("\n"))}
 
 
+def _integers(text: str) -> NDArray[np.int64]:
+    """Whole numbers as LightGBM writes them; Python would read more than LightGBM does, such as 1_000."""
+    for word in text.split():
+        if not _INTEGER.fullmatch(word):
+            raise ValueError(f"{word!r} is no whole number")
+    return np.array(text.split(), np.int64)
+
+
+def _header_numbers(header: Mapping[str, str]) -> tuple[int, list[int]]:
+    """How many features there are, and the size of each tree's block in bytes."""
+    try:
+        (last,), sizes = _integers(header["max_feature_idx"]), _integers(header["tree_sizes"])
+    except ValueError as error:
+        raise ExportError(f"the header of the model text cannot be read: it was edited ({error})") from error
+    if len(header["feature_names"].split()) != last + 1 or (sizes < 0).any():
+        raise ExportError(
+            f"the header of the model text contradicts itself: it was edited (max_feature_idx={last} and "
+            f"{len(header['feature_names'].split())} feature names, tree_sizes={header['tree_sizes']})"
+        )
+    return int(last) + 1, sizes.tolist()
+
+
 def _parse_tree(number: int, block: bytes, features: int) -> Tree:
     """One tree's block; refuses blocks whose arrays are not those of a tree over so many features."""
     fields = _fields(block.decode(errors="replace"))
     try:
-        nodes = int(fields["num_leaves"]) - 1
+        leaves, sets = int(fields["num_leaves"]), int(fields["num_cat"])
         tree = Tree(
-            features=np.array(fields["split_feature"].split(), np.int64),
+            features=_integers(fields["split_feature"]),
             thresholds=np.array(fields["threshold"].split(), np.float64),
-            decisions=np.array(fields["decision_type"].split(), np.int64),
-            set_bounds=np.array(fields.get("cat_boundaries", "0").split(), np.int64),
-            set_words=np.array(fields.get("cat_threshold", "").split(), np.uint32),
-            left=np.array(fields["left_child"].split(), np.int64),
-            right=np.array(fields["right_child"].split(), np.int64),
+            decisions=_integers(fields["decision_type"]),
+            left=_integers(fields["left_child"]),
+            right=_integers(fields["right_child"]),
+            set_bounds=_integers(fields.get("cat_boundaries", "0")),
+            set_words=_integers(fields.get("cat_threshold", "")),
             leaf_values=np.array(fields["leaf_value"].split(), np.float64),
             linear=fields.get("is_linear", "0") != "0",
         )
-    except (KeyError, ValueError, OverflowError) as error:
+    except (KeyError, ValueError) as error:
         raise ExportError(
             f"tree {number} of the model text cannot be read: it was truncated or edited ({error})"
         ) from error
-    arrays = (tree.features, tree.thresholds, tree.decisions, tree.left, tree.right)
-    complete = {len(tree.leaf_values) - 1, *map(len, arrays)} == {nodes}
-    known = ((tree.features >= 0) & (tree.features < features)).all()
-    if not (block.startswith(f"Tree={number}\n".encode()) and complete and known and _is_tree(tree)):
+    named = block.startswith(f"Tree={number}\n".encode())
+    if not (named and len(tree.leaf_values) == leaves and _is_tree(tree, leaves, features) and _has_sets(tree, sets)):
         raise ExportError(f"tree {number} of the model text is not whole: it was truncated or edited")
     return tree
 
 
-def _is_tree(tree: Tree) -> bool:
-    """Whether every node but the first, and every leaf, is the child of one earlier node; and every set exists."""
-    nodes = len(tree.features)
-    children = np.concatenate((tree.left, tree.right))
-    below = (children < 0) | (children > np.tile(np.arange(nodes), 2))
-    expected = np.concatenate((np.arange(-nodes - 1, 0), np.arange(1, nodes))) if nodes else children
-    numbers = tree.thresholds[tree.categorical]
-    sets = len(tree.set_bounds) - 1
-    return bool(
-        below.all()
-        and np.array_equal(np.sort(children), expected)
-        and ((numbers >= 0) & (numbers < sets)).all()
-        and (np.diff(tree.set_bounds) >= 0).all()
-        and (not sets or (tree.set_bounds[0] >= 0 and tree.set_bounds[-1] <= len(tree.set_words)))
+def _is_tree(tree: Tree, leaves: int, features: int) -> bool:
+    """Whether the arrays have an entry per node, features and decisions exist, and the nodes form a tree."""
+    arrays = (tree.features, tree.thresholds, tree.decisions, tree.left, tree.right)
+    return (
+        {len(array) for array in arrays} == {leaves - 1}
+        and bool(((tree.features >= 0) & (tree.features < features)).all())
+        and bool(((tree.decisions >= 0) & (tree.decisions <= _LARGEST_DECISION)).all())
+        and _reaches_each_once(tree.left.tolist(), tree.right.tolist())
+        and _numbered_by_splits(tree)
+    )
+
+
+def _numbered_by_splits(tree: Tree) -> bool:
+    """Whether every node stands behind its parent, as LightGBM numbers them: in the order of their splits."""
+    parents = np.arange(len(tree.left))
+    return all(bool(((child < 0) | (child > parents)).all()) for child in (tree.left, tree.right))
+
+
+def _reaches_each_once(left: Sequence[int], right: Sequence[int]) -> bool:
+    """Whether one way leads from the root to each node and each leaf, and nowhere else."""
+    nodes = len(left)
+    waiting = [0 if nodes else ~0]
+    reached: list[int] = []
+    while waiting and len(reached) <= 2 * nodes + 1:  # no longer than a tree's walk, should there be a circle
+        at = waiting.pop()
+        reached.append(at)
+        if 0 <= at < nodes:
+            waiting += (left[at], right[at])
+    return sorted(reached) == list(range(~nodes, nodes))
+
+
+def _has_sets(tree: Tree, sets: int) -> bool:
+    """Whether there are so many category sets, and each category node names one of them."""
+    bounds, words, numbers = tree.set_bounds, tree.set_words, tree.thresholds[tree.categorical]
+    return (
+        len(bounds) == sets + 1
+        and bounds[0] == 0
+        and bounds[-1] == len(words)
+        and bool((bounds[1:] >= bounds[:-1]).all())
+        and bool(((words >= 0) & (words < 2**32)).all())
+        and bool(((numbers >= 0) & (numbers < sets) & (numbers == np.floor(numbers))).all())
     )
 
 
@@ -211,7 +265,7 @@ def _check_shape(forest: ForestText) -> None:
         if tree.linear:
             raise ExportError(f"tree {number} has linear leaves, which no engine follows: train with linear_tree=false")
         for feature, categories in tree.category_sets():
-            if categories.size and categories[-1] > LARGEST_CATEGORY:
+            if categories.size and categories[-1] > LARGEST_EXACT_INTEGER:
                 raise ExportError(
                     f"feature {_named(forest, feature)}: category {categories[-1]} of tree {number} is above 2**24, "
                     "where float32 no longer tells neighbours apart: number the categories from 0"

@@ -28,12 +28,11 @@ from recserve.exporters.lightgbm_text import ForestText, InputRules, input_rules
 from recserve.exporters.spec import RankerSpec
 from recserve.exporters.tl2cgen_library import Progress, compile_library
 from recserve.kernels.native_forest import NativeForest
+from recserve.server.bundle.layout import NAME_RULE, is_name
 
 if TYPE_CHECKING:
     import lightgbm
 
-OBJECTIVE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-"""Objectives name files and request fields."""
 UNNAMED = re.compile(r"Column_\d+")
 """What LightGBM calls features that were given to it without names."""
 
@@ -103,8 +102,8 @@ def _compile(
 
 
 def _check_spec(spec: RankerSpec) -> None:
-    if not OBJECTIVE.fullmatch(spec.objective):
-        raise ExportError("an objective is named with 1 to 64 lower-case letters, digits, - and _")
+    if not is_name(spec.objective):
+        raise ExportError(f"an objective's name has {NAME_RULE}")
     if not (math.isfinite(spec.weight) and spec.weight >= 0):
         raise ExportError(f"the weight must be a finite number of at least 0, not {spec.weight}")
     if (spec.calibration == "model") == (spec.calibration_data is not None):
@@ -129,8 +128,7 @@ def _check_features(forest: ForestText, feature_names: Sequence[str]) -> None:
         )
     if all(UNNAMED.fullmatch(name) for name in forest.feature_names):
         return
-    expected = ["_".join(name.split()) for name in feature_names]  # as LightGBM writes names with blanks
-    for column, (ours, theirs) in enumerate(zip(expected, forest.feature_names, strict=True)):
+    for column, (ours, theirs) in enumerate(zip(feature_names, forest.feature_names, strict=True)):
         if ours != theirs:
             raise ExportError(
                 f"the model was trained with other features: column {column} is {theirs!r} there and {ours!r} in "

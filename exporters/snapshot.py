@@ -178,8 +178,8 @@ def _read_history(spec: HistorySpec, user_ids: pa.Array, schema: FeatureSchema) 
     events = _event_codes(table.column(spec.event_column), schema.event_types)
     counts = table.column(spec.count_column).numbers()
     last_us = table.column(spec.time_column).times()
-    _refuse(~(counts >= 1), table.column(spec.count_column), "missing or below 1")
-    _refuse(last_us == MISSING_TIME, table.column(spec.time_column), "missing")
+    table.column(spec.count_column).refuse(~(counts >= 1), "missing or below 1")
+    table.column(spec.time_column).refuse(last_us == MISSING_TIME, "missing")
     _refuse_repeated(users, keys, events, table)
     order = np.lexsort((events, keys, -last_us, users))
     offsets = np.zeros(len(user_ids) + 1, np.int64)
@@ -190,14 +190,14 @@ def _read_history(spec: HistorySpec, user_ids: pa.Array, schema: FeatureSchema) 
 def _user_rows(column: TableColumn, user_ids: pa.Array) -> NDArray[np.int64]:
     """Rows of the users table; a history of nobody is an error in one of the two tables."""
     rows = pc.index_in(column.strings(), value_set=user_ids)
-    _refuse(np.asarray(rows.is_null()), column, "users that the users table does not have")
+    column.refuse(np.asarray(rows.is_null()), "users that the users table does not have")
     return np.array(rows.to_numpy(), np.int64)
 
 
 def _item_keys(column: TableColumn) -> NDArray[np.uint64]:
     """Keys of the items. Catalogues change, so an item need not be in any of them."""
     encoded = column.strings().dictionary_encode()
-    _refuse(np.asarray(encoded.is_null()), column, "null")
+    column.refuse(np.asarray(encoded.is_null()), "null")
     keys = hash_strings(*check_ids(encoded.dictionary, column.what))
     positions: NDArray[np.int64] = encoded.indices.to_numpy()
     return keys[positions]
@@ -205,14 +205,8 @@ def _item_keys(column: TableColumn) -> NDArray[np.uint64]:
 
 def _event_codes(column: TableColumn, event_types: Sequence[str]) -> NDArray[np.int32]:
     strings = column.strings()
-    _refuse(np.asarray(strings.is_null()), column, "null")
+    column.refuse(np.asarray(strings.is_null()), "null")
     return encode(strings, event_types, f"{column.what} (event types of the feature definitions)")
-
-
-def _refuse(bad: NDArray[np.bool_], column: TableColumn, problem: str) -> None:
-    if bad.any():
-        rows = np.flatnonzero(bad)
-        raise TableError(f"{column.what}: {len(rows)} values are {problem}, {shown_rows(rows)}")
 
 
 def _refuse_repeated(

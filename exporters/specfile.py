@@ -74,8 +74,8 @@ def _read_array(value: object, info: ValidationInfo) -> NDArray[np.generic]:
 
 
 def _read_lines(value: object, info: ValidationInfo) -> list[str]:
-    """An id may hold any character but the line's end."""
-    text = _find(value, info).read_text("utf-8")
+    """An id may hold any character but the line's end, which is a line feed: reading as text would see more of them."""
+    text = _find(value, info).read_bytes().decode()
     return text.removesuffix("\n").split("\n")
 
 

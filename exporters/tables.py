@@ -5,7 +5,7 @@
 | number     | integers, floats, decimals                 | missing              |
 | integer    | integers that fit in 64 bits               | refused              |
 | category   | strings, dictionaries of strings           | missing              |
-| categories | lists of strings                           | an empty list        |
+| categories | lists of strings, none empty               | an empty list        |
 | time       | timestamps (without a zone: UTC), dates    | missing              |
 | flag       | booleans, the integers 0 and 1             | refused              |
 | string     | strings, dictionaries of strings           | missing, as is empty |
@@ -30,6 +30,7 @@ from recserve.exporters.errors import TableError
 from recserve.exporters.spec import TableSource
 from recserve.exporters.strings import shown_rows, utf8_parts
 from recserve.kernels.features import MISSING_CODE, MISSING_TIME
+from recserve.server.bundle.checks import END_OF_TIME, FIRST_TIME
 
 LIST_SEPARATOR: Final = "|"
 """Between the values of a list in a CSV file, which has no lists."""
@@ -37,10 +38,6 @@ LIST_SEPARATOR: Final = "|"
 _PARQUET: Final = (".parquet", ".pq")
 _ARROW: Final = (".arrow", ".feather", ".ipc", ".arrows")
 _CSV: Final = (".csv",)
-
-_YEAR_1: Final = -62_135_596_800_000_000
-_YEAR_10000: Final = 253_402_300_800_000_000
-"""Microseconds since 1970 UTC; protobuf's Timestamp and Python's datetime hold the years 1 to 9999."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +142,7 @@ class TableColumn:
         numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         self._require(numeric or pa.types.is_null(kind), "numbers")
         values = np.array(self.data.cast(pa.float64(), safe=False).to_numpy(), np.float64)
-        self._refuse(np.isinf(values), "infinite")
+        self.refuse(np.isinf(values), "infinite")
         return values
 
     def integers(self) -> NDArray[np.int64]:
@@ -163,7 +160,7 @@ class TableColumn:
         self._require(pa.types.is_boolean(kind) or pa.types.is_integer(kind), "booleans, or integers 0 and 1")
         self._refuse_nulls("flags have no missing value: fill them in")
         values = self.data.to_numpy()
-        self._refuse((values != 0) & (values != 1), "neither 0 nor 1")
+        self.refuse((values != 0) & (values != 1), "neither 0 nor 1")
         return np.array(values, np.uint8)
 
     def times(self) -> NDArray[np.int64]:
@@ -178,15 +175,13 @@ class TableColumn:
             raise TableError(f"{self.what}: {error}") from error
         missing = np.asarray(self.data.is_null())
         values = np.array(stamps.fill_null(0).to_numpy(), np.int64)
-        self._refuse((values < _YEAR_1) | (values >= _YEAR_10000), "outside the years 1 to 9999")
+        self.refuse((values < FIRST_TIME) | (values >= END_OF_TIME), "outside the years 1 to 9999")
         values[missing] = MISSING_TIME
         return values
 
     def strings(self) -> pa.Array:
         """An Arrow large_string array, nulls kept. Refuses other types and bytes that are not UTF-8."""
         self._require(_is_text(self.data.type), "strings")
-        if pa.types.is_dictionary(self.data.type):
-            return self.data.cast(pa.large_string()).combine_chunks()
         try:
             self.data.validate(full=True)
         except pa.ArrowInvalid as error:
@@ -196,7 +191,7 @@ class TableColumn:
     def lists(self) -> tuple[pa.Array, NDArray[np.int64]]:
         """An Arrow large_string array of all lists' values, and int64 offsets; null: an empty list.
 
-        Refuses other types, and nulls within lists.
+        Refuses other types, and nulls and empty strings within lists.
         """
         kind = self.data.type
         listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -206,7 +201,9 @@ class TableColumn:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         values = TableColumn(f"{self.what}, values of lists", pa.chunked_array([whole.flatten()]))
         values._refuse_nulls("leave the value out of its list")
-        return values.strings(), offsets
+        strings = values.strings()
+        values.refuse(np.asarray(pc.equal(strings, "")), "empty; leave them out of their lists")
+        return strings, offsets
 
     def utf8(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """UTF-8 bytes and int64 offsets; null: empty."""
@@ -225,7 +222,12 @@ class TableColumn:
         if not fits:
             raise TableError(f"{self.what}: expected {expected}, found {self.data.type}")
 
-    def _refuse(self, bad: NDArray[np.bool_], problem: str) -> None:
+    def refuse(self, bad: NDArray[np.bool_], problem: str) -> None:
+        """Refuse the rows where `bad` is true.
+
+        Raises:
+            TableError: names them.
+        """
         if bad.any():
             rows = np.flatnonzero(bad)
             raise TableError(f"{self.what}: {len(rows)} values are {problem}, {shown_rows(rows)}")

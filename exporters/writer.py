@@ -78,10 +78,12 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._root is not None:
-            shutil.rmtree(self._root)
-            self._root = None
-        os.close(self._lock)
+        root, self._root = self._root, None
+        try:
+            if root is not None:
+                shutil.rmtree(root)
+        finally:
+            os.close(self._lock)
 
     def path(self, relative: str) -> Path:
         """Where to write a file of the artifact; its directory is made.
@@ -156,7 +158,6 @@ class BundleWriter:
         if check is not None:
             check(root)
         self.publish(root)
-        self._root = None
         return self.target
 
     def publish(self, directory: Path) -> None:
@@ -169,6 +170,8 @@ class BundleWriter:
         with _locked(self.target.parent):
             self._refuse_existing()
             directory.rename(self.target)
+            if directory == self._root:
+                self._root = None  # there is nothing left to remove, whatever happens from here
             _sync_one(self.target.parent)
 
     def _refuse_existing(self) -> None:
@@ -176,8 +179,14 @@ class BundleWriter:
             raise ExportError(f"{self.target} exists: bundles are immutable, choose another name or remove it")
 
     def _remove_abandoned(self, parent: Path) -> None:
+        """Make room for this export; of exports to other targets, remove what may be removed."""
         for directory, name in _siblings(parent):
-            alive = not _remove_unlocked(directory)
+            try:
+                alive = not _remove_unlocked(directory)
+            except (OSError, ExportError) as error:
+                if name != self.target.name:
+                    continue
+                raise ExportError(f"{directory}, which an earlier export left, cannot be removed: {error}") from error
             if alive and name == self.target.name:
                 raise ExportError(f"another export to {self.target} is running: wait for it, or end it")
 

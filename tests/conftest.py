@@ -326,6 +326,12 @@ def tiny_items() -> pa.Table:
 
 
 @pytest.fixture
+def tiny_columns() -> Sequence[ItemColumn]:
+    """The columns of `tiny_bundle`."""
+    return COLUMNS
+
+
+@pytest.fixture
 def tiny_users() -> pa.Table:
     """The user table of `tiny_snapshot`."""
     return user_table()

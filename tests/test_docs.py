@@ -17,6 +17,7 @@ import importlib.util
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tomllib
@@ -137,6 +138,9 @@ def follow(document: str, found: Sequence[Block], commands: str, directory: Path
 @pytest.fixture
 def made(tmp_path: Path, commands: str) -> Iterator[Path]:
     """Where a reader of the README stands after `make run`: .venv, a (small) demo, its server on the usual port."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 50051)) == 0:
+            pytest.skip("port 50051, which the README uses, is taken: stop that server and run again")
     directory = tmp_path / "work"
     (directory / ".venv").mkdir(parents=True)
     (directory / ".venv" / "bin").symlink_to(commands.partition(":")[0])
@@ -146,7 +150,7 @@ def made(tmp_path: Path, commands: str) -> Iterator[Path]:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         try:
             assert server.stdout is not None
-            assert server.stdout.readline(), "the server did not start; is port 50051 taken?"
+            assert server.stdout.readline(), "the server did not start"
             yield directory
         finally:
             server.terminate()

@@ -123,30 +123,34 @@ class StringTable:
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows must be 0 to {len(self) - 1}, found {rows.min()} to {rows.max()}")
 
-    def check(self, stem: str) -> None:
+    def check(self, stem: str, *, block: int = checks.BLOCK) -> None:
         """Check the whole table, in a stream: offsets, UTF-8, the index, and that no two keys are equal.
+
+        Args:
+            stem: of the table's files.
+            block: see `checks`.
 
         Raises:
             BundleCorruptError: naming the file of `stem` that is wrong.
         """
-        checks.check_monotone(self._offsets, string_table_file(stem, "offsets"))
-        checks.check_utf8(self._utf8, self._offsets, string_table_file(stem, "utf8"))
-        checks.check_between(self._slots, 0, len(self) + 1, string_table_file(stem, "slots"))
-        self._check_index(stem)
+        checks.check_monotone(self._offsets, string_table_file(stem, "offsets"), block=block)
+        checks.check_utf8(self._utf8, self._offsets, string_table_file(stem, "utf8"), block=block)
+        checks.check_between(self._slots, 0, len(self) + 1, string_table_file(stem, "slots"), block=block)
+        self._check_index(stem, block)
         self._check_hash(stem)
 
-    def _check_index(self, stem: str) -> None:
+    def _check_index(self, stem: str, block: int) -> None:
         """Each key leads to its own row: false for the second of two equal keys, and for a key without a slot."""
-        for block in checks.blocks(len(self)):
-            found = self.rows_of_keys(self._keys[block])
-            wrong = found != np.arange(block.start, block.stop)
+        for part in checks.blocks(len(self), block):
+            found = self.rows_of_keys(self._keys[part])
+            wrong = found != np.arange(part.start, part.stop)
             if wrong.any():
-                row = block.start + int(wrong.argmax())
+                row = part.start + int(wrong.argmax())
                 raise BundleCorruptError(
                     f"the key {self._keys[row]} of row {row} does not lead to it: keys collide, or the index is broken",
                     file=string_table_file(stem, "keys"),
                     expected=row,
-                    found=int(found[row - block.start]),
+                    found=int(found[row - part.start]),
                 )
 
     def _check_hash(self, stem: str) -> None:

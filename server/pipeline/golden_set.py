@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Final, TypeAlias, TypeVar, cast
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,12 +180,13 @@ def _read_requests(bundle: Bundle) -> list[GoldenRequest]:
 
 
 def _read_arrays(bundle: Bundle) -> dict[str, NDArray[np.generic]]:
+    path = bundle.file(STAGES_FILE)
     try:
         # np.load would leave a file open that it opened itself, if it is a broken archive.
-        with bundle.file(STAGES_FILE).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    # TypeError: a single array is no archive; the others come from whichever part of the file is broken.
-    except (TypeError, ValueError, OSError, EOFError, NotImplementedError, BadZipFile) as error:
+    # Whatever meets the damage first: zipfile, a decompressor, NumPy, Python's tokenizer on a header, or the allocator.
+    except Exception as error:
         raise BundleCorruptError(f"the golden stages are malformed: {error}", file=STAGES_FILE) from error
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import uuid
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from recserve.server.bundle.columns import Value
 from recserve.server.pipeline.types import Degraded, Result
-from recserve.server.rpc.convert import Job
+from recserve.server.rpc.convert import Job, new_id
 from recserve.v1 import recommender_pb2 as pb
 
 Response: TypeAlias = pb.RecommendResponse | pb.SimilarItemsResponse | pb.RankItemsResponse
@@ -55,7 +54,7 @@ def _fill(response: Response, answer: Answer) -> None:
     for each in (*answer.degraded, *answer.result.degraded):
         response.degraded.add(stage=each.stage, reason=each.reason)
     _fill_times(response.times, answer)
-    response.recommendation_id = uuid.uuid4().hex
+    response.recommendation_id = new_id()
     _add_items(response, job, answer.result)
 
 
@@ -68,6 +67,7 @@ def _fill_times(times: pb.StageTimes, answer: Answer) -> None:
 
 def _add_items(response: Response, job: Job, result: Result) -> None:
     catalogue = job.pipeline.bundle.catalogue
+    columns = [(name, catalogue.columns[name]) for name in job.fields]
     rows, scores = result.rows.tolist(), result.scores.tolist()
     relevance = None if result.relevance is None else result.relevance.tolist()
     source_scores, source_ranks = result.source_scores.tolist(), result.source_ranks.tolist()
@@ -80,22 +80,23 @@ def _add_items(response: Response, job: Job, result: Result) -> None:
                 item.sources.add(name=name, score=score, rank=rank)
         for reason in result.reasons[place] if result.reasons else ():
             item.reasons.add(code=reason.code, parameters=reason.parameters)
-        if job.fields:
-            for name, value in catalogue.attributes(rows[place], job.fields).items():
+        for name, column in columns:
+            value = column.value(rows[place])
+            if value is not None:
                 set_value(item.fields[name], value)
 
 
 def set_value(target: pb.AttributeValue, value: Value) -> None:
     """Fill in an attribute: the kind follows from the column's type, as documented in the proto."""
     match value:
+        case str():
+            target.text = value
+        case float():
+            target.number = value
         case bool():
             target.flag = value
         case int():
             target.integer = value
-        case float():
-            target.number = value
-        case str():
-            target.text = value
         case datetime.datetime():
             target.time.FromDatetime(value)
         case tuple():

@@ -98,7 +98,9 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[_Entry, None] = {}  # in order of arrival; a caller who leaves is taken out at once
         self._batches: queue.SimpleQueue[list[_Entry] | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name="compute", daemon=True) for _ in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"compute-{index}", daemon=True) for index in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
         self._dispatching = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -42,9 +42,9 @@ class Job:
     """The request itself excludes what its user bought or was shown: without state there is no answer to it."""
 
 
-def new_request_id() -> str:
-    """An id for a request that came without one."""
-    return uuid.uuid4().hex
+def new_id() -> str:
+    """A unique id, for an answer or for a request that came without one."""
+    return secrets.token_hex(16)
 
 
 def usable_request_id(given: str) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-ID_BYTES: Final = 256
+from recserve.server.bundle.layout import MAX_ID_BYTES
+
+ID_BYTES: Final = MAX_ID_BYTES
 """Longest user or item id; the shortest has 1 byte."""
 
 TEXT_BYTES: Final = 256

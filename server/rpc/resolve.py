@@ -135,10 +135,10 @@ class Resolver:
         """Rows of the known items and ids of the unknown ones, in their order, each once."""
         if not item_ids:
             return no_rows(), ()
-        rows = self._catalogue.rows_of_ids(item_ids)
-        known = np.array(list(dict.fromkeys(rows[rows >= 0].tolist())), np.int64)
-        unknown = dict.fromkeys(item_ids[index] for index in np.flatnonzero(rows < 0).tolist())
-        return known, tuple(unknown)
+        rows = self._catalogue.rows_of_ids(item_ids).tolist()
+        known = dict.fromkeys(row for row in rows if row >= 0)
+        unknown = dict.fromkeys(item_id for item_id, row in zip(item_ids, rows, strict=True) if row < 0)
+        return np.fromiter(known, np.int64, len(known)), tuple(unknown)
 
     def known_rows(self, item_ids: Sequence[str]) -> Rows:
         """Rows of the known items, in their order, each once; the others are ignored."""
@@ -170,7 +170,7 @@ class Resolver:
         """
         self._check_price(wanted)
         return ItemFilter(
-            exclude_rows=np.unique(self.known_rows(wanted.exclude_item_ids)),
+            exclude_rows=np.sort(self.known_rows(wanted.exclude_item_ids)),
             include_categories=self._codes("filter.include_categories", "category", wanted.include_categories),
             exclude_categories=self._codes("filter.exclude_categories", "category", wanted.exclude_categories),
             price_min=wanted.price_min if wanted.HasField("price_min") else None,

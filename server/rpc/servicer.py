@@ -30,7 +30,7 @@ from recserve.server.rpc import answers, validate
 from recserve.server.rpc.admission import Admission, Ticket
 from recserve.server.rpc.answers import Answer
 from recserve.server.rpc.batcher import Batcher
-from recserve.server.rpc.convert import Converter, Job, new_request_id, usable_request_id
+from recserve.server.rpc.convert import Converter, Job, new_id, usable_request_id
 from recserve.server.rpc.errors import MalformedRequestError, NotImplementedMethodError
 from recserve.server.rpc.problems import Problems
 from recserve.server.rpc.status import status_of
@@ -92,7 +92,7 @@ class RecommenderService:
             The response's bytes, or why there is none.
         """
         now = time.monotonic()
-        call = Call(now, now + (self._default_deadline_s if time_left is None else time_left), new_request_id())
+        call = Call(now, now + (self._default_deadline_s if time_left is None else time_left), new_id())
         known = _METHODS[method]
         try:
             request = _parse(known.request, payload)
@@ -140,7 +140,7 @@ class RecommenderService:
         problems = Problems()
         validate.check_batch(request, problems)
         problems.raise_any()
-        ids = [usable_request_id(each.request_id) or new_request_id() for each in request.requests]
+        ids = [usable_request_id(each.request_id) or new_id() for each in request.requests]
         with ExitStack() as tickets:  # gives back what is still out where the caller leaves
             entries = await self._admit_all(zip(request.requests, ids, strict=True), call, tickets)
             if all(isinstance(entry, NotReadyError) for entry in entries):

@@ -13,7 +13,7 @@ from recserve.server.pipeline.types import UserState
 
 
 class StateUnavailableError(RecserveError):
-    """The store cannot answer now. The caller may serve without it, and says so in `degraded`."""
+    """The store cannot answer now. Whoever can serve without it does, and says so in `degraded`."""
 
 
 class StateStore(Protocol):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -68,6 +68,7 @@ def test_isotonic_averages_violators() -> None:
 
 
 @settings(deadline=None, max_examples=60)
+@example([(0.0, False), (3.45e-205, True)], "platt")
 @given(
     st.lists(st.tuples(st.floats(-1e3, 1e3), st.booleans()), min_size=2, max_size=40),
     st.sampled_from(["platt", "isotonic"]),
@@ -91,6 +92,13 @@ REFUSED = {
     "NaN label": ([0.0, 1.0], [0.0, np.nan], "must be 0 or 1, row 1 has nan"),
     "NaN margin": ([np.nan, 1.0], [0.0, 1.0], "margin of row 0 is not finite"),
     "equal margins": ([2.0, 2.0], [0.0, 1.0], "all 2 margins are 2.0"),
+    "almost equal margins": (
+        [0.0, 3.45e-205],
+        [0.0, 1.0],
+        "beyond what a double holds: they run from 0.0 to 3.45e-205",
+    ),
+    "margins too far apart": ([-1e200, 1e200], [0.0, 1.0], "beyond what a double holds"),
+    "margins too large": ([1e308, 1.7e308, 1.6e308], [0.0, 1.0, 1.0], "beyond what a double holds"),
     "no rows": ([], [], "at least one row"),
     "one label short": ([0.0, 1.0], [0.0], "one label a row"),
     "falling": ([0.0, 0.1, 0.9, 1.0], [1.0, 1.0, 0.0, 0.0], "does not rise with the margin"),

@@ -81,6 +81,19 @@ def test_a_price_of_strings(tiny_bundle: Make, tiny_items: pa.Table) -> None:
         tiny_bundle(items=with_column(tiny_items, "price", prices))
 
 
+def test_a_number_that_a_feature_cannot_hold(tiny_bundle: Make, tiny_items: pa.Table, tiny_columns: Any) -> None:
+    """float32 ends at 3.4e38; columns that no feature reads hold any double."""
+    largest = 3.4028235677973366e38  # the first double that is rounded to infinity
+    numbers = [largest if row in (7, 11) else None if row == 5 else -3.4e38 for row in range(200)]
+    for name in ("price", "popularity"):
+        with pytest.raises(TableError, match=rf"'{name}': 2 values are beyond float32, .*, rows 7, 11"):
+            tiny_bundle(items=with_column(tiny_items, name, pa.array(numbers)))
+    unread = tiny_items.append_column("weight", pa.array(numbers))
+    columns = (*tiny_columns, ItemColumn(name="weight", kind="number"))
+    catalogue = open_bundle(tiny_bundle(items=unread, columns=columns)).catalogue
+    assert catalogue.attributes(7, ["weight"]) == {"weight": largest}
+
+
 def test_every_contradiction_of_the_specification_is_told(tiny_bundle: Make, tiny_roles: Any) -> None:
     columns = [
         ItemColumn(name="category", kind="category", vocabulary="kinds"),

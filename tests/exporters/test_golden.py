@@ -228,12 +228,14 @@ def test_another_feature_definition(complete_copy: Path, opened: Opened, edit_ma
 
 
 def test_another_item_value(complete_copy: Path, opened: Opened) -> None:
-    path = complete_copy / "items/features.npy"
-    values = np.load(path)
+    """The features' price and the attribute are changed alike."""
+    path, attribute = complete_copy / "items/features.npy", complete_copy / "items/columns/price.npy"
+    values, prices = np.load(path), np.load(attribute)
     with np.load(complete_copy / "golden/stages.npz") as stages:
         priced = [row for row in stages["features.rows"] if not np.isnan(values[row, 0])]
-    values[priced[0], 0] = np.nextafter(values[priced[0], 0], np.float32(np.inf))
+    prices[priced[0]] = values[priced[0], 0] = np.nextafter(values[priced[0], 0], np.float32(np.inf))
     np.save(path, values)
+    np.save(attribute, prices)
     assert f"item 'item-{priced[0]:03d}', column 'price'" in str(golden_error(opened, "features.matrix"))
 
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightgbm
@@ -116,8 +117,87 @@ BROKEN = {
     "a leaf too many": (WHOLE.replace("leaf_value=1 2", "leaf_value=1 2 3"), "tree 0 of the model text is not whole"),
     "no number": (WHOLE.replace("threshold=0.5", "threshold=x.5"), "tree 0 of the model text cannot be read"),
     "Windows line ends": (WHOLE.replace("\n", "\r\n"), "not a LightGBM model text"),
+    "a number in Python's way": (WHOLE.replace("split_feature=1", "split_feature=0_1"), "tree 1 .* cannot be read"),
+    "a name too few": (WHOLE.replace("feature_names=a b", "feature_names=a"), "header .* contradicts itself"),
+    "features that are no number": (
+        WHOLE.replace("max_feature_idx=1", "max_feature_idx=abc"),
+        "header of the model text cannot be read.*'abc' is no whole number",
+    ),
+    "two numbers of features": (WHOLE.replace("max_feature_idx=1", "max_feature_idx=1 1"), "header .* cannot be read"),
+    "sizes that are no numbers": (re.sub("tree_sizes=.*", "tree_sizes=abc", WHOLE), "header .* cannot be read.*'abc'"),
+    "a negative size": (re.sub("tree_sizes=.*", "tree_sizes=-5 9", WHOLE), "header .* contradicts itself"),
+    "a huge size": (re.sub("tree_sizes=.*", f"tree_sizes={10**30}", WHOLE), "header .* cannot be read"),
+    "a decision of no meaning": (WHOLE.replace("decision_type=8", "decision_type=12", 1), "tree 0 .* is not whole"),
     "feature out of range": (WHOLE.replace("split_feature=1", "split_feature=2"), "tree 1 .* is not whole"),
 }
+
+
+def tree_of(left: Sequence[int], right: Sequence[int]) -> str:
+    nodes = len(left)
+
+    def row(value: object, count: int = nodes) -> str:
+        return " ".join([str(value)] * count)
+
+    block = (
+        f"Tree=0\nnum_leaves={nodes + 1}\nnum_cat=0\nsplit_feature={row(0)}\nsplit_gain={row(1)}\n"
+        f"threshold={row(0.5)}\ndecision_type={row(NAN)}\nleft_child={' '.join(map(str, left))}\n"
+        f"right_child={' '.join(map(str, right))}\nleaf_value={row(1, nodes + 1)}\nleaf_weight={row(1, nodes + 1)}\n"
+        f"leaf_count={row(1, nodes + 1)}\ninternal_value={row(0)}\ninternal_weight={row(0)}\n"
+        f"internal_count={row(2)}\nis_linear=0\nshrinkage=1\n\n\n"
+    )
+    return text_of(block)
+
+
+NO_TREES = {
+    "node that is not there": ([1, 2], [-1, -2]),
+    "leaf that is not there": ([-1], [-3]),
+    "far outside": ([10**9], [-1]),
+    "leaf twice, another never": ([1, -1], [-2, -1]),
+    "node that leads to itself": ([0], [-1]),
+    "back to the root": ([1, 0], [-1, -2]),
+    "circle apart from the root": ([-1, 2, 1], [-2, -3, -4]),
+    "node with two parents": ([1, -1, -2], [1, -3, -4]),
+    "children missing": ([], [-1]),
+}
+
+
+@pytest.mark.parametrize(("left", "right"), NO_TREES.values(), ids=NO_TREES.keys())
+def test_nodes_that_form_no_tree_are_refused(left: list[int], right: list[int]) -> None:
+    with pytest.raises(ExportError, match="tree 0 of the model text is not whole"):
+        parse_forest(tree_of(left, right))
+
+
+def test_nodes_may_be_numbered_in_any_order() -> None:
+    text = tree_of([2, -1, 1], [-4, -3, -2])
+    assert parse_forest(text).trees[0].left.tolist() == [2, -1, 1]
+    assert lightgbm.Booster(model_str=text).num_trees() == 1
+
+
+BROKEN_SETS = {
+    "no sets": ("cat_boundaries=0 2\ncat_threshold=5 1\n", ""),
+    "another number of sets": ("num_cat=1", "num_cat=2"),
+    "set that is not there": ("threshold=0\n", "threshold=1\n"),
+    "negative set": ("threshold=0\n", "threshold=-1\n"),
+    "half a set": ("threshold=0\n", "threshold=0.5\n"),
+    "NaN for a set": ("threshold=0\n", "threshold=nan\n"),
+    "words that are not there": ("cat_boundaries=0 2", "cat_boundaries=0 3"),
+    "words that no set has": ("cat_boundaries=0 2", "cat_boundaries=0 1"),
+    "words before the first": ("cat_boundaries=0 2", "cat_boundaries=1 2"),
+    "bounds that fall": ("num_cat=1", "num_cat=2", "cat_boundaries=0 2", "cat_boundaries=0 3 2"),
+    "more than 32 bits": ("cat_threshold=5 1", f"cat_threshold=5 {2**32}"),
+    "negative bits": ("cat_threshold=5 1", "cat_threshold=5 -1"),
+}
+
+
+@pytest.mark.parametrize("edits", BROKEN_SETS.values(), ids=BROKEN_SETS.keys())
+def test_category_sets_that_do_not_fit_are_refused(edits: tuple[str, ...]) -> None:
+    block = stump(0, 1, 0, 1, categories="5 1")
+    parse_forest(text_of(block))
+    for old, new in zip(edits[::2], edits[1::2], strict=True):
+        assert old in block
+        block = block.replace(old, new)
+    with pytest.raises(ExportError, match="tree 0 of the model text is not whole"):
+        parse_forest(text_of(block))
 
 
 @pytest.mark.parametrize(("text", "message"), BROKEN.values(), ids=BROKEN.keys())

@@ -22,7 +22,7 @@ from recserve.exporters.ranker import CompiledRanker, compile_ranker
 from recserve.exporters.spec import CalibrationData, RankerSpec
 from recserve.kernels.native_forest import NativeForest
 
-NAMES = ("price", "age", "category", "constant", "days since")
+NAMES = ("price", "age", "category", "constant", "days_since")
 QUIET = {"verbose": -1, "num_threads": 1, "seed": 1, "deterministic": True}
 
 
@@ -228,7 +228,8 @@ def test_refuses_features_in_another_order(tmp_path: Path) -> None:
 
 
 SPECS = {
-    "objective that is no name": ({"objective": "../click"}, "an objective is named with"),
+    "objective that is a path": ({"objective": "../click"}, "an objective's name has a letter or _, then"),
+    "objective that is no name": ({"objective": "2nd_click"}, "an objective's name has a letter or _, then"),
     "negative weight": ({"weight": -1.0}, "weight must be a finite number"),
     "NaN weight": ({"weight": float("nan")}, "weight must be a finite number"),
     "fit without data": ({"calibration": "platt"}, "calibration 'platt' needs calibration_data"),

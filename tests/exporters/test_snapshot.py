@@ -13,6 +13,7 @@ from recserve.exporters.snapshot import export_snapshot
 from recserve.exporters.spec import SnapshotSpec
 from recserve.kernels.features import FeatureSchema
 from recserve.server.bundle.snapshot import open_snapshot
+from recserve.server.bundle.strings import key_of
 
 Make = Callable[..., Path]
 
@@ -47,6 +48,17 @@ def test_a_history_entry_that_is_there_twice(tiny_snapshot: Make, tiny_history: 
     twice = pa.concat_tables([tiny_history, tiny_history.slice(3, 2)])
     with pytest.raises(TableError, match=rf"2 rows repeat.*rows {len(tiny_history)}, {len(tiny_history) + 1}"):
         tiny_snapshot(history=twice)
+
+
+def test_history_of_one_moment_goes_by_key_then_event(tiny_snapshot: Make, tiny_history: pa.Table) -> None:
+    """One order for equal times, whatever the order of the table."""
+    items = [f"item-{row:03d}" for row in range(30)]
+    moment = tiny_history.column("last_time")[0].as_py()
+    rows = [("user-00", item, event, 1, moment) for event in ("purchase", "view") for item in items]
+    history = pa.Table.from_arrays(list(map(pa.array, zip(*rows, strict=True))), tiny_history.column_names)
+    user = open_snapshot(tiny_snapshot(history=history)).state(0)
+    found = list(zip(user.keys.tolist(), user.events.tolist(), strict=True))
+    assert found == sorted((key_of(item), event) for item in items for event in (0, 2))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_everything_is_read(shop: Any) -> None:
 
 
 def test_a_user_id_may_hold_anything_but_a_line_end(shop: Any) -> None:
-    ids = [f"user {row} \u2028\x0b\x85" for row in range(100)]
+    ids = [f"user {row} \u2028\x0b\x85\r" for row in range(100)]
     (shop.root / "odd.txt").write_bytes("\n".join(ids).encode())
     path = shop.root / "odd.toml"
     path.write_text((shop.root / "shop.toml").read_text().replace("als_users.txt", "odd.txt"))

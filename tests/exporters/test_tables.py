@@ -61,6 +61,22 @@ def test_csv_columns_have_the_types_that_are_asked_for(tmp_path: Path) -> None:
     assert table.column("flag").flags().tolist() == [1, 0, 1]
 
 
+def test_a_quoted_empty_list_has_no_value(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text('id,tags\n1,""\n2,\n3,a|b\n4,"c"\n')
+    strings, offsets = read_table(path, "items", text=["id"], lists=["tags"]).column("tags").lists()
+    assert strings.to_pylist() == ["a", "b", "c"]
+    assert offsets.tolist() == [0, 0, 0, 2, 3]
+
+
+@pytest.mark.parametrize("tags", ["a||b", "|", "|a", "a|"])
+def test_an_empty_value_of_a_list(tmp_path: Path, tags: str) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(f"id,tags\n1,a\n2,{tags}\n")
+    with pytest.raises(TableError, match=r"column 'tags', values of lists: . values are empty.* rows? [1-3]"):
+        read_table(path, "items", text=["id"], lists=["tags"]).column("tags").lists()
+
+
 def test_in_csv_only_an_empty_field_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     path.write_text("id,region,price\n1,NA,1\nnull,NULL,\nN/A,,nan\n")
@@ -156,8 +172,11 @@ def test_strings() -> None:
     with pytest.raises(TableError, match="expected strings, found binary"):
         column([b"x"]).strings()
     broken = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff"))
-    with pytest.raises(TableError, match=r"column 'x'.*UTF8"):
-        TableColumn("column 'x'", pa.chunked_array([broken])).strings()
+    encoded = pa.DictionaryArray.from_arrays(pa.array([0, 0], pa.int8()), broken)
+    outside = pa.DictionaryArray.from_arrays(pa.array([0, 3], pa.int8()), pa.array(["a"]), safe=False)
+    for array, problem in ((broken, "UTF8"), (encoded, "UTF8"), (outside, "out of bounds")):
+        with pytest.raises(TableError, match=f"column 'x'.*{problem}"):
+            TableColumn("column 'x'", pa.chunked_array([array])).strings()
 
 
 def test_utf8_of_a_slice_starts_at_its_own_first_string() -> None:
@@ -181,6 +200,10 @@ def test_lists() -> None:
         column([[1]]).lists()
     with pytest.raises(TableError, match="values of lists: 1 values are null"):
         column([["a", None]]).lists()
+    with pytest.raises(
+        TableError, match=r"values of lists: 2 values are empty; leave them out of their lists, rows 1, 2"
+    ):
+        column([["a", ""], [""]]).lists()
 
 
 def test_codes_follow_the_vocabulary() -> None:

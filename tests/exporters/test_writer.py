@@ -1,20 +1,30 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import queue
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters import writer as module
 from recserve.exporters.errors import ExportError
-from recserve.exporters.writer import BundleWriter
+from recserve.exporters.writer import BundleWriter, staged_directory
 from recserve.server.bundle.errors import BundleCorruptError
 from recserve.server.bundle.files import ArtifactFiles, read_manifest
+
+OPEN_FILES = Path("/proc/self/fd")
 
 
 def write(target: Path) -> Path:
@@ -80,6 +90,130 @@ def test_a_failed_check_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(BundleCorruptError, match="not as promised"), BundleWriter(tmp_path / "a") as writer:
         writer.commit(manifest_pb2.Manifest(), check)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_an_error_behind_the_rename_is_told_and_leaves_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staged: bool
+) -> None:
+    """The disk fails when the parent directory is brought to it."""
+
+    def fail_for_parent(path: Path) -> None:
+        if path == tmp_path and (tmp_path / "a").exists():
+            raise OSError(errno.EIO, "the disk is gone")
+        sync_one(path)
+
+    def export() -> None:
+        if staged:
+            with staged_directory(tmp_path / "a") as directory:
+                (directory / "x").touch()
+        else:
+            write(tmp_path / "a")
+
+    sync_one = module._sync_one
+    monkeypatch.setattr(module, "_sync_one", fail_for_parent)
+    before = names(OPEN_FILES)
+    with pytest.raises(OSError, match="the disk is gone"):
+        export()
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a")
+    assert names(OPEN_FILES) == before
+
+
+def test_a_directory_that_cannot_be_removed_keeps_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "not yours", str(path))
+
+    before = names(OPEN_FILES)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(PermissionError, match="not yours"),
+        BundleWriter(tmp_path / "a"),
+    ):
+        patch.setattr(module.shutil, "rmtree", refuse)
+    assert names(OPEN_FILES) == before
+    write(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+
+
+def another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> Path:
+    """What a killed export to `b` left, which we may not open, lock or remove."""
+    leftover = tmp_path / ".b.exporting-0123abcd"
+    leftover.mkdir()
+    (leftover / "x.npy").touch()
+    holder, name = {"open": (os, "open"), "lock": (module.fcntl, "flock"), "remove": (module.shutil, "rmtree")}[step]
+    do = getattr(holder, name)
+
+    def refuse(what: Any, *arguments: Any, **options: Any) -> Any:
+        path = (OPEN_FILES / str(what)).readlink() if step == "lock" else what
+        if path == leftover:
+            raise PermissionError(errno.EACCES, "not yours", str(leftover))
+        return do(what, *arguments, **options)
+
+    monkeypatch.setattr(holder, name, refuse)
+    return leftover
+
+
+@pytest.mark.parametrize("step", ["open", "lock", "remove"])
+def test_what_another_users_export_left_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    leftover = another_users(tmp_path, monkeypatch, step)
+    write(tmp_path / "a")
+    assert names(tmp_path) == [leftover.name, "a"]
+
+
+@pytest.mark.parametrize("step", ["open", "lock", "remove"])
+def test_what_another_users_export_to_the_same_target_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It might still be running, so this is refused."""
+    leftover = another_users(tmp_path, monkeypatch, step)
+    with pytest.raises(
+        ExportError, match=rf"{leftover.name}, which an earlier export left, cannot be removed: .*not yours"
+    ):
+        write(tmp_path / "b")
+    assert names(tmp_path) == [leftover.name]
+
+
+def test_siblings_appear_and_targets_are_named_under_the_parents_lock(tmp_path: Path) -> None:
+    """Else an export could take another's sibling for abandoned, between its making and its locking."""
+    reached: queue.Queue[str] = queue.Queue()
+
+    def export() -> None:
+        with BundleWriter(tmp_path / "a") as writer:
+            reached.put("begun")
+            may_commit.wait(30)
+            writer.commit(manifest_pb2.Manifest())
+        reached.put("done")
+
+    may_commit = threading.Event()
+    thread = threading.Thread(target=export)
+    with parent_lock(tmp_path):
+        thread.start()
+        with pytest.raises(queue.Empty):
+            reached.get(timeout=0.2)
+        assert names(tmp_path) == []
+    assert reached.get(timeout=30) == "begun"
+    with parent_lock(tmp_path):
+        may_commit.set()
+        with pytest.raises(queue.Empty):
+            reached.get(timeout=0.2)
+        assert "a" not in names(tmp_path)
+    assert reached.get(timeout=30) == "done"
+    thread.join(30)
+    assert names(tmp_path) == ["a"]
+
+
+@contextmanager
+def parent_lock(directory: Path) -> Iterator[None]:
+    """Held by somebody else: locks of one process exclude one another where they are of different openings."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def test_two_exports_to_one_target_at_once(tmp_path: Path) -> None:
@@ -152,6 +286,8 @@ def test_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             file.append(np.zeros((1, 2), np.float32))
         with pytest.raises(ValueError, match="1 rows were written of 2"), writer.rows("y.npy", np.int64, (2,)) as file:
             file.append(np.zeros(1, np.int64))
+        with pytest.raises(ValueError, match="3 rows were written of 2"), writer.rows("w.npy", np.int64, (2,)) as file:
+            file.append(np.zeros(3, np.int64))
         with pytest.raises(TypeError, match="Python objects"):
             writer.array("z.npy", np.array([object()]))
 

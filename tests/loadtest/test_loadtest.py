@@ -50,6 +50,7 @@ def test_every_kernel_is_measured() -> None:
     measured = list(measure_kernels(3000, 2))
     assert {each.name for each in measured} == {
         "recserve exact search",
+        "NumPy matmul and argpartition",
         "recserve re-scoring",
         "recserve key lookup",
         "recserve filter mask",

@@ -73,6 +73,17 @@ def test_rows_outside_the_table_are_refused(row: int) -> None:
         table.keys(np.array([row]))
 
 
+@pytest.mark.parametrize("row", range(8))
+def test_a_key_that_leads_to_another_row_is_found_in_every_block(row: int) -> None:
+    ids = [f"id-{number}" for number in range(8)]
+    table = in_memory(ids, keys_of(ids).tolist())
+    table.check("ids", block=3)
+    table._keys[row] = table._keys[row - 1]
+    with pytest.raises(BundleCorruptError, match="does not lead to it") as caught:
+        table.check("ids", block=3)
+    assert (caught.value.expected, caught.value.found) == (row, (row - 1) % 8)
+
+
 def test_keys_of_another_hash_are_refused() -> None:
     table = in_memory(["a", "b"], [1, 2])
     with pytest.raises(BundleCorruptError, match=r"not the XXH3.*items/ids\.keys\.npy"):
