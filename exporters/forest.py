@@ -71,8 +71,12 @@ def compile_texts(forests: Sequence[ForestText]) -> Forest:
         _check_leaves(number, forest)
     trees = [tree for forest in forests for tree in forest.trees]
     conditions = collect_conditions(_nodes(trees))
-    return _assemble(features.pop(), conditions, list(_outputs(forests, _with_conditions(trees, conditions))),
-                     [_output_count(forest) for forest in forests])
+    return _assemble(
+        features.pop(),
+        conditions,
+        list(_outputs(forests, _with_conditions(trees, conditions))),
+        [_output_count(forest) for forest in forests],
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,8 +101,9 @@ def _check_leaves(number: int, forest: ForestText) -> None:
     for position, tree in enumerate(forest.trees):
         where = f"model {number}, tree {position}"
         if tree.linear:
-            raise ExportError(f"{where} has linear leaves, whose sums no bit-sliced forest can follow: train with "
-                              "linear_tree=false")
+            raise ExportError(
+                f"{where} has linear leaves, whose sums no bit-sliced forest can follow: train with linear_tree=false"
+            )
         if np.isnan(tree.thresholds).any():
             raise ExportError(f"{where} has a threshold that is NaN: train it again on finite features")
     outputs = _output_count(forest)
@@ -113,6 +118,7 @@ def _nodes(trees: Sequence[TextTree]) -> Nodes:
     those numbers: all of them go left where 0 <= threshold. NaN is read as 0 where the missing type is None, and goes
     with the zeros to the default side where it is Zero.
     """
+
     def join(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
         return np.concatenate([np.zeros(0, dtype), *arrays])
 

@@ -210,14 +210,7 @@ def _is_tree(tree: Tree, leaves: int, features: int) -> bool:
         and bool(((tree.features >= 0) & (tree.features < features)).all())
         and bool(((tree.decisions >= 0) & (tree.decisions <= _LARGEST_DECISION)).all())
         and _reaches_each_once(tree.left.tolist(), tree.right.tolist())
-        and _numbered_by_splits(tree)
     )
-
-
-def _numbered_by_splits(tree: Tree) -> bool:
-    """Whether every node stands behind its parent, as LightGBM numbers them: in the order of their splits."""
-    parents = np.arange(len(tree.left))
-    return all(bool(((child < 0) | (child > parents)).all()) for child in (tree.left, tree.right))
 
 
 def _reaches_each_once(left: Sequence[int], right: Sequence[int]) -> bool:

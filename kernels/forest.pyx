@@ -12,7 +12,8 @@ import os
 
 import numpy as np
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from recserve.kernels import _forest_arrays as layout
@@ -22,8 +23,10 @@ cdef extern from "forest.h" nogil:
     enum:
         FOREST_BATCH
         FOREST_MAX_ROWS
+        FOREST_FEW_ROWS
     ctypedef struct forest_t:
         ptrdiff_t columns, ranges, sets, outputs
+        bint simple
         const int32_t* column_features
         const float* steps32
         const float* pivots32
@@ -57,6 +60,7 @@ cdef extern from "forest.h" nogil:
         void (*margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
     const forest_variant_t* forest_variant_named(const char* name)
     ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
+    void forest_few_margins(const forest_t* forest, const uint64_t* masks, ptrdiff_t n, double* out)
     void forest_gather(
         const uint8_t* table, const int64_t* rows, ptrdiff_t n, const int32_t* columns, ptrdiff_t count,
         uint8_t* bins, ptrdiff_t width
@@ -86,8 +90,13 @@ cdef enum:
     TILE = 64
 
 
-cdef void* address(array):
-    return <void*><uintptr_t>array.ctypes.data
+cdef void* address(array) except? NULL:
+    """Where a C-contiguous array's elements are; much quicker than array.ctypes.data."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    cdef void* start = view.buf
+    PyBuffer_Release(&view)
+    return start
 
 
 def aligned(size):
@@ -166,6 +175,7 @@ cdef class Forest:
             ranges=len(arrays["range_lows"]),
             sets=len(arrays["set_bits"]),
             outputs=self.outputs,
+            simple=bool((arrays["ops"][:, 0] < layout.FIRST_CONDITION + self.conditions).all()),
             column_features=<const int32_t*>address(arrays["column_features"]),
             steps32=<const float*>address(self.derived[0]),
             pivots32=<const float*>address(self.derived[1]),
@@ -227,7 +237,7 @@ cdef class Forest:
                 size = min(n - start, 64 * groups)
                 self.bin_block(values, single, start, size, scratch.parts.bins, 64 * groups)
                 variant.conditions(&self.forest, &scratch.parts, columns, self.columns, groups)
-                variant.margins(&self.forest, &scratch.parts, groups, size, out + start * self.outputs)
+                block_margins(&self.forest, &scratch.parts, groups, size, out + start * self.outputs)
                 start += size
         self.shelf.append(scratch)
         return margins if self.outputs > 1 else margins[:, 0]
@@ -368,6 +378,16 @@ cdef class RequestPlan:
         layout.check_spans("request_bounds", request_bounds, len(request_values), len(rows))
 
 
+cdef void block_margins(
+    const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t groups, ptrdiff_t n, double* out
+) noexcept nogil:
+    """Margins of a block whose conditions have been evaluated."""
+    if n <= FOREST_FEW_ROWS and forest.simple:
+        forest_few_margins(forest, scratch.masks, n, out)
+    else:
+        variant.margins(forest, scratch, groups, n, out)
+
+
 cdef void evaluate_request(
     const forest_t* forest, const forest_scratch_t* scratch, const request_t* request, const float* constants,
     const int64_t* rows, ptrdiff_t n, const float* crosses, double* out
@@ -396,5 +416,5 @@ cdef void evaluate_request(
             variant.conditions(forest, scratch, request.request_columns, request.request_count, groups)
         else:
             variant.constants(forest, scratch, request.request_columns, request.request_count, request.bins, groups)
-        variant.margins(forest, scratch, groups, size, out + start * forest.outputs)
+        block_margins(forest, scratch, groups, size, out + start * forest.outputs)
         start += size

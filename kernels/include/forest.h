@@ -37,10 +37,12 @@ enum {
     FOREST_BATCH = 16,       /* pieces whose leaf numbers are kept before their values are added */
     FOREST_MAX_GROUPS = 8,   /* a group is 64 rows, the widest block 512 */
     FOREST_MAX_ROWS = 64 * FOREST_MAX_GROUPS,
+    FOREST_FEW_ROWS = 1,
 };
 
 typedef struct {
     ptrdiff_t columns, ranges, sets, outputs;
+    int simple; /* no operation's c is a result */
     const int32_t *column_features;
     const float *steps32, *pivots32; /* thresholds rounded down to float32: x <= t is the same for every float32 x */
     const double *steps64, *pivots64;
@@ -130,6 +132,33 @@ static ptrdiff_t forest_groups_for(const forest_variant_t *variant, ptrdiff_t n)
     const ptrdiff_t *groups = variant->groups;
     while (groups[1] != 0 && n <= 64 * groups[1]) groups++;
     return groups[0];
+}
+
+/* One row's bit of a slot, found from the top: only the operations on its way are looked at. Conditions must be given as
+ * masks in groups of one, and no operation's c may be a result. Operands are earlier slots, so the way ends. */
+static inline unsigned forest_bit(const uint64_t *masks, const uint32_t *ops, uint32_t first, uint32_t slot, int row) {
+    while (slot >= first) {
+        const uint32_t *op = ops + 3 * (ptrdiff_t)(slot - first);
+        slot = masks[op[0]] >> row & 1 ? op[1] : op[2];
+    }
+    return (unsigned)(masks[slot] >> row & 1);
+}
+
+/* Margins of a few rows, by forest_bit: cheaper than whole programs for up to FOREST_FEW_ROWS. */
+static void forest_few_margins(const forest_t *forest, const uint64_t *masks, ptrdiff_t n, double *out) {
+    const uint32_t first = (uint32_t)(FOREST_FIRST_CONDITION + forest->ranges + forest->sets);
+    for (int row = 0; row < n; row++)
+        for (ptrdiff_t k = 0; k < forest->outputs; k++) {
+            double sum = 0;
+            for (int64_t piece = forest->output_bounds[k]; piece < forest->output_bounds[k + 1]; piece++) {
+                const uint32_t *ops = forest->ops + 3 * forest->op_bounds[piece];
+                const uint32_t *planes = forest->planes + piece * FOREST_PLANES;
+                unsigned leaf = 0;
+                for (int p = 0; p < FOREST_PLANES; p++) leaf |= forest_bit(masks, ops, first, planes[p], row) << p;
+                sum += forest->leaves[piece * FOREST_LEAVES + leaf];
+            }
+            out[row * forest->outputs + k] = sum;
+        }
 }
 
 /* bins[columns[i], row] = table[rows[row], i] for a block of n rows; what lies behind the last row is bin 0. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,8 +21,8 @@ class Forest:
     def predict(self, rows: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
         """Margins: [n], or [n, outputs] where there are several."""
         columns = range(len(self.column_features))
-        bins = np.stack([self._bin(c, rows[:, self.column_features[c]]) for c in columns], axis=1) if columns else rows
-        margins = self._margins(bins)
+        bins = [self._bin(column, rows[:, self.column_features[column]]) for column in columns]
+        margins = self._margins(np.array(bins, np.uint8).reshape(len(columns), len(rows)).T)
         return margins if margins.shape[1] > 1 else margins[:, 0]
 
     def bin_columns(self, features: Sequence[int]) -> NDArray[np.int32]:
@@ -56,7 +57,7 @@ class Forest:
         conditions = self._conditions(bins)
         bounds = self.arrays["output_bounds"]
         margins = np.zeros((len(bins), len(bounds) - 1))
-        for output, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for output, (start, end) in enumerate(itertools.pairwise(bounds)):
             for piece in range(start, end):
                 margins[:, output] += self.arrays["leaves"][piece, self._numbers(conditions, piece)]
         return margins
@@ -68,6 +69,5 @@ class Forest:
         for c, a, b in self.arrays["ops"][start:end]:
             slots.append(np.where(slots[c], slots[a], slots[b]))
         planes = [slots[slot].astype(np.int64) << bit for bit, slot in enumerate(self.arrays["planes"][piece])]
-        return np.bitwise_or.reduce(planes)
-
-
+        numbers: NDArray[np.int64] = np.sum(planes, axis=0)
+        return numbers

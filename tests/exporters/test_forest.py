@@ -25,8 +25,9 @@ from recserve.kernels import forest as kernel
 
 Make = Callable[[], lightgbm.Booster]
 SPECIAL = np.array(
-    [0.0, -0.0, 1e-35, -1e-35, 1.1e-35, -1.1e-35, 1e-40, 5e-324, np.inf, -np.inf, np.nan, 1e300, -1e300, 1e-300, -0.5, 0.5]
-    + [-1.0, -0.99, -1.5, 0.99, 2.0**31, 2.0**32, 2.0**31 - 1, -(2.0**31), 2.0**63, 1e35, 3.4e38]
+    """0 -0.0 1e-35 -1e-35 1.1e-35 -1.1e-35 1e-40 5e-324 inf -inf nan 1e300 -1e300 1e-300 -0.5 0.5 -1 -0.99 -1.5 0.99
+    2147483646 2147483647 2147483648 -2147483648 4294967296 9223372036854775808 1e35 3.4e38""".split(),
+    np.float64,
 )
 QUIET = {"verbose": -1, "num_threads": 1, "seed": 7, "min_data_in_leaf": 3, "deterministic": True}
 
@@ -42,7 +43,9 @@ def numbers(seed: int = 0, rows: int = 1500, columns: int = 8, missing: float = 
 def target(rows: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
     rng = np.random.default_rng(seed + 100)
     clean = np.nan_to_num(rows)
-    return np.asarray(np.sin(3 * clean) @ rng.normal(size=rows.shape[1]) + np.isnan(rows).sum(1) + rng.normal(size=len(rows)))
+    return np.asarray(
+        np.sin(3 * clean) @ rng.normal(size=rows.shape[1]) + np.isnan(rows).sum(1) + rng.normal(size=len(rows))
+    )
 
 
 def train(rows: NDArray[Any], labels: NDArray[Any], rounds: int = 20, **parameters: Any) -> lightgbm.Booster:
@@ -120,7 +123,9 @@ def stopped_early() -> lightgbm.Booster:
     data = lightgbm.Dataset(rows[:1000], target(rows)[:1000])
     valid = lightgbm.Dataset(rows[1000:], target(rows)[1000:], reference=data)
     stop = lightgbm.early_stopping(3, verbose=False)
-    return lightgbm.train({**QUIET, "learning_rate": 0.5, "metric": "l2"}, data, 60, valid_sets=[valid], callbacks=[stop])
+    return lightgbm.train(
+        {**QUIET, "learning_rate": 0.5, "metric": "l2"}, data, 60, valid_sets=[valid], callbacks=[stop]
+    )
 
 
 ZOO: dict[str, Make] = {

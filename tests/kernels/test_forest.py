@@ -186,8 +186,8 @@ def test_saving_and_loading_keep_everything(tmp_path: Path, forest: Forest) -> N
     [
         (lambda rows: rows[:, :5], ValueError, r"rows: expected shape \[any, 6\], found \[10, 5\]"),
         (lambda rows: rows.astype(np.float16), TypeError, "rows: expected dtype float32, found float16"),
-        (lambda rows: rows.astype(np.int64), TypeError, "rows: expected dtype float32, found int64"),
-        (lambda rows: np.asfortranarray(rows), ValueError, "rows: expected a C-contiguous"),
+        (lambda rows: rows.view(np.int32), TypeError, "rows: expected dtype float32, found int32"),
+        (np.asfortranarray, ValueError, "rows: expected a C-contiguous"),
         (lambda rows: rows[::2], ValueError, "rows: expected a C-contiguous"),
         (lambda rows: rows[0], ValueError, r"rows: expected shape \[any, 6\], found \[6\]"),
         (lambda rows: rows.tolist(), TypeError, "rows: expected a NumPy array of float32, found list"),
