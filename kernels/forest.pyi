@@ -43,6 +43,8 @@ class Forest:
     """Programs: one a tree, more for trees of more than 64 leaves."""
     conditions: int
     """Distinct decisions of all trees."""
+    float_error_bounds: NDArray[np.float64]
+    """How far margins with float_sums may be from the exact ones: float64 [outputs]."""
     set_hash: str
     """SHA-256 of the arrays, in hexadecimal: names the forest set that stored bins belong to."""
 
@@ -63,11 +65,15 @@ class Forest:
             OSError: the folder exists or cannot be written.
         """
 
-    def predict(self, rows: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
+    def predict(
+        self, rows: NDArray[np.float32] | NDArray[np.float64], *, float_sums: bool = False
+    ) -> NDArray[np.float64]:
         """Raw margins. Releases the GIL; may be called from several threads at once.
 
         Args:
             rows: float32 or float64 [n, features], C-contiguous; NaN is missing.
+            float_sums: round leaves and sums to float32: quicker, and off by at most `float_error_bounds`. The bits are
+                still those of every variant.
 
         Returns:
             float64 [n], or [n, outputs] where there are several outputs.
@@ -130,6 +136,8 @@ class RequestPlan:
         request_bounds: NDArray[np.int64],
         request_values: NDArray[np.float32],
         cross_values: NDArray[np.float32],
+        *,
+        float_sums: bool = False,
     ) -> NDArray[np.float64]:
         """Raw margins of the candidates of several requests, in one call: the bits of `Forest.predict`.
 
@@ -141,6 +149,7 @@ class RequestPlan:
             request_bounds: int64 [requests + 1]: request i has candidates request_bounds[i] : request_bounds[i + 1].
             request_values: float32 [requests, len(request_features)].
             cross_values: float32 [n, len(cross_features)].
+            float_sums: as in `Forest.predict`.
 
         Returns:
             float64 [n, outputs].

@@ -42,6 +42,8 @@ cdef extern from "forest.h" nogil:
         const uint32_t* planes
         const double* leaves
         const uint16_t* leaf_words
+        const float* leaves32
+        const uint16_t* leaf_words32
         const int64_t* output_bounds
     ctypedef struct forest_scratch_t:
         uint8_t* bins
@@ -58,6 +60,7 @@ cdef extern from "forest.h" nogil:
             const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, const uint8_t*, ptrdiff_t
         ) noexcept nogil
         void (*margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
+        void (*margins32)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
     const forest_variant_t* forest_variant_named(const char* name)
     ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
     void forest_few_margins(const forest_t* forest, const uint64_t* masks, ptrdiff_t n, double* out)
@@ -139,7 +142,7 @@ cdef class Forest:
 
     cdef forest_t forest
     cdef readonly int features, outputs, columns, pieces, conditions
-    cdef readonly object arrays, set_hash, forest_bounds, column_features
+    cdef readonly object arrays, set_hash, float_error_bounds, forest_bounds, column_features
     cdef object derived
     cdef object all_columns
     cdef list shelf
@@ -149,6 +152,7 @@ cdef class Forest:
         layout.check_forest(arrays)
         self.arrays = dict(arrays)
         self.set_hash = layout.set_hash(arrays)
+        self.float_error_bounds = layout.float_error_bounds(arrays)
         self.shelf = []
         self.column_features = arrays["column_features"]
         self.forest_bounds = arrays["forest_bounds"]
@@ -166,9 +170,12 @@ cdef class Forest:
         steps64 = layout.steps_of(arrays)
         steps32 = layout.round_down(steps64)
         words = arrays["leaves"].view(np.uint16).reshape(self.pieces, layout.LEAVES, 4).transpose(0, 2, 1)
+        leaves32 = layout.to_float32(arrays["leaves"])
+        words32 = leaves32.view(np.uint16).reshape(self.pieces, layout.LEAVES, 2).transpose(0, 2, 1)
         pivots = slice(layout.STEPS // 16 - 1, None, 16)
         self.derived = [
-            aligned_copy(each) for each in (steps32, steps32[:, pivots], steps64, steps64[:, pivots], words)
+            aligned_copy(each)
+            for each in (steps32, steps32[:, pivots], steps64, steps64[:, pivots], words, leaves32, words32)
         ]
         self.forest = forest_t(
             columns=self.columns,
@@ -191,6 +198,8 @@ cdef class Forest:
             planes=<const uint32_t*>address(arrays["planes"]),
             leaves=<const double*>address(arrays["leaves"]),
             leaf_words=<const uint16_t*>address(self.derived[4]),
+            leaves32=<const float*>address(self.derived[5]),
+            leaf_words32=<const uint16_t*>address(self.derived[6]),
             output_bounds=<const int64_t*>address(arrays["output_bounds"]),
         )
 
@@ -221,7 +230,7 @@ cdef class Forest:
         """Write the forest; see forest.pyi."""
         layout.save_arrays(self.arrays, folder)
 
-    def predict(self, rows):
+    def predict(self, rows, *, bint float_sums=False):
         """Raw margins of rows of features; see forest.pyi."""
         self.check_rows(rows)
         margins = np.empty((len(rows), self.outputs), np.float64)
@@ -237,7 +246,7 @@ cdef class Forest:
                 size = min(n - start, 64 * groups)
                 self.bin_block(values, single, start, size, scratch.parts.bins, 64 * groups)
                 variant.conditions(&self.forest, &scratch.parts, columns, self.columns, groups)
-                block_margins(&self.forest, &scratch.parts, groups, size, out + start * self.outputs)
+                block_margins(&self.forest, &scratch.parts, groups, size, float_sums, out + start * self.outputs)
                 start += size
         self.shelf.append(scratch)
         return margins if self.outputs > 1 else margins[:, 0]
@@ -331,7 +340,7 @@ cdef class RequestPlan:
         columns = self.forest.bin_columns(features)
         return columns, positions(features, self.forest.features)[self.forest.column_features[columns]]
 
-    def margins(self, item_bins, rows, request_bounds, request_values, cross_values):
+    def margins(self, item_bins, rows, request_bounds, request_values, cross_values, *, bint float_sums=False):
         """Margins of the candidates of several requests; see forest.pyi."""
         self.check(item_bins, rows, request_bounds, request_values, cross_values)
         cdef Forest forest = self.forest
@@ -362,7 +371,7 @@ cdef class RequestPlan:
             for i in range(requests):
                 evaluate_request(
                     &forest.forest, &scratch.parts, &request, constants + i * width, all_rows + bounds[i],
-                    bounds[i + 1] - bounds[i], crosses + bounds[i] * request.cross_stride,
+                    bounds[i + 1] - bounds[i], crosses + bounds[i] * request.cross_stride, float_sums,
                     out + bounds[i] * forest.forest.outputs,
                 )
         forest.shelf.append(scratch)
@@ -379,10 +388,12 @@ cdef class RequestPlan:
 
 
 cdef void block_margins(
-    const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t groups, ptrdiff_t n, double* out
+    const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t groups, ptrdiff_t n, bint float_sums, double* out
 ) noexcept nogil:
     """Margins of a block whose conditions have been evaluated."""
-    if n <= FOREST_FEW_ROWS and forest.simple:
+    if float_sums:
+        variant.margins32(forest, scratch, groups, n, out)
+    elif n <= FOREST_FEW_ROWS and forest.simple:
         forest_few_margins(forest, scratch.masks, n, out)
     else:
         variant.margins(forest, scratch, groups, n, out)
@@ -390,7 +401,7 @@ cdef void block_margins(
 
 cdef void evaluate_request(
     const forest_t* forest, const forest_scratch_t* scratch, const request_t* request, const float* constants,
-    const int64_t* rows, ptrdiff_t n, const float* crosses, double* out
+    const int64_t* rows, ptrdiff_t n, const float* crosses, bint float_sums, double* out
 ) noexcept nogil:
     """Margins of one request's candidates, block by block."""
     cdef ptrdiff_t i, size, groups, width, start = 0
@@ -416,5 +427,5 @@ cdef void evaluate_request(
             variant.conditions(forest, scratch, request.request_columns, request.request_count, groups)
         else:
             variant.constants(forest, scratch, request.request_columns, request.request_count, request.bins, groups)
-        block_margins(forest, scratch, groups, size, out + start * forest.outputs)
+        block_margins(forest, scratch, groups, size, float_sums, out + start * forest.outputs)
         start += size

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, TypeAlias
 
 from recserve.kernels.features.document import read_schema
-from recserve.kernels.features.operations import Columns, Operand, resolve
+from recserve.kernels.features.operations import Columns, Operand, Scope, resolve, scope_of
 from recserve.kernels.features.specs import ColumnLayout, ColumnSpec, FeatureSpec
 from recserve.kernels.features.validation import FeatureSchemaError, cardinality_problems, schema_problems
 
@@ -72,6 +72,16 @@ class FeatureSchema:
         """The resolved inputs of each feature."""
         columns = Columns.of(self.user, self.context, self.item)
         return tuple(tuple(resolve(address, columns) for address in feature.inputs) for feature in self.features)
+
+    @cached_property
+    def scopes(self) -> tuple[Scope, ...]:
+        """What each feature depends on: "item", "request" (user, context and time), or "cross"."""
+        pairs = zip(self.features, self.operands, strict=True)
+        return tuple(scope_of(feature.op, operands) for feature, operands in pairs)
+
+    def select(self, columns: Iterable[int]) -> FeatureSchema:
+        """The schema of some of the features: columns[i] of this one's matrix is column i of its matrix."""
+        return replace(self, features=tuple(self.features[column] for column in columns))
 
     @cached_property
     def sources(self) -> tuple[str, ...]:

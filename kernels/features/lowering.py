@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recserve.kernels.features._program import ALL_EVENTS, BY_ITEM, Op, Place
 from recserve.kernels.features.definition import FeatureSchema
-from recserve.kernels.features.operations import BUILTIN_CARDINALITIES, Operand
+from recserve.kernels.features.operations import BUILTIN_CARDINALITIES, Operand, Scope
 from recserve.kernels.features.specs import ColumnSpec, FeatureSpec
 
 INSTRUCTION: Final = np.dtype(
@@ -69,8 +69,8 @@ class _Lowering:
 
     def plan(self) -> Plan:
         return Plan(
-            per_request=self._instructions(shared=True),
-            per_candidate=self._instructions(shared=False),
+            per_request=self._instructions("request"),
+            per_candidate=self._instructions("item", "cross"),
             history_keys=np.array([self._history_key(name) for name in self.history_keys], np.int32),
             selections=np.array([self._selection(event) for event in self.events], np.int32),
             depths=np.array([self._depth(space) for space in self.schema.spaces], np.int64),
@@ -79,11 +79,11 @@ class _Lowering:
             width=len(self.features),
         )
 
-    def _instructions(self, *, shared: bool) -> NDArray[np.void]:
+    def _instructions(self, *scopes: Scope) -> NDArray[np.void]:
         chosen = [
             self._instruction(column, feature, operands)
             for column, (feature, operands) in enumerate(self.features)
-            if all(operand.origin in ("user", "context") for operand in operands) is shared
+            if self.schema.scopes[column] in scopes
         ]
         return np.array(chosen, INSTRUCTION)
 

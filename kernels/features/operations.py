@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
@@ -50,6 +50,8 @@ from recserve.kernels.features.specs import ColumnSpec
 
 Origin = Literal["user", "context", "item", "score", "rank", "history", "space"]
 OperandType = Literal["number", "category", "categories", "time", "history", "space"]
+Scope = Literal["item", "request", "cross"]
+"""What a feature depends on: the item alone; the request alone (user, context, time); or on both."""
 
 DOT_LANES: Final = 8
 
@@ -118,6 +120,18 @@ RESERVED: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {"user": frozenset(), "context": frozenset(_BUILTINS), "item": frozenset({"item"})}
 )
 """Column names that would hide a built-in operand, by scope."""
+
+
+def scope_of(op: str, operands: Sequence[Operand]) -> Scope:
+    """What a feature depends on.
+
+    `days_since` reads the request's time beside its operand. What sources, histories and vectors say of an item differs
+    by request.
+    """
+    origins = {operand.origin for operand in operands}
+    if origins <= {"user", "context"}:
+        return "request"
+    return "item" if origins == {"item"} and op != "days_since" else "cross"
 
 
 class Columns(NamedTuple):

@@ -55,7 +55,8 @@ typedef struct {
     const uint32_t *planes;
     const double *leaves;
     const uint16_t *leaf_words; /* [pieces, 4, 64]: the leaves' 16-bit words, lowest first */
-    const float *leaves32;
+    const float *leaves32; /* leaves rounded to float32 */
+    const uint16_t *leaf_words32; /* [pieces, 2, 64]: their words */
     const int64_t *output_bounds; /* [outputs + 1] into the pieces */
 } forest_t;
 
@@ -64,7 +65,7 @@ typedef struct {
     uint8_t *bins;    /* [columns, 64 * groups] */
     uint64_t *masks;  /* [slots, groups] */
     uint8_t *numbers; /* [FOREST_BATCH, 64 * groups] leaf numbers */
-    double *sums;     /* [64 * groups] */
+    double *sums;     /* [64 * groups]; floats where sums are float32 */
 } forest_scratch_t;
 
 typedef struct {
@@ -83,7 +84,7 @@ typedef struct {
     /* Margins of a block from its masks: out[row * outputs + output] for n rows. */
     void (*margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
                     double *out);
-    /* The same with sums in float32. */
+    /* The same with leaves and sums in float32. */
     void (*margins32)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
                       double *out);
     /* Groups of 64 rows that a block may have, largest first; ends in 0. */

@@ -324,7 +324,60 @@ FOREST_INLINE void FOREST_NAME(add_batch)(const forest_t *forest, const forest_s
         for (int i = 0; i < 8; i++) _mm512_store_pd(scratch->sums + 64 * g + 8 * i, sums[i]);
     }
 }
+
+/* The same in float32: four registers of sums, and two words of each leaf. */
+FOREST_INLINE void FOREST_NAME(add64_32)(__m512 sums[4], __m512i numbers, const uint16_t *words) {
+    for (int odd = 0; odd < 2; odd++) {
+        const __m512i index = odd ? _mm512_srli_epi16(numbers, 8) : numbers;
+        __m512i word[2];
+        for (int w = 0; w < 2; w++)
+            word[w] = _mm512_permutex2var_epi16(_mm512_load_si512(words + 64 * w), index,
+                                                _mm512_load_si512(words + 64 * w + 32));
+        __m512 *sum = sums + 2 * odd;
+        sum[0] = _mm512_add_ps(sum[0], _mm512_castsi512_ps(_mm512_unpacklo_epi16(word[0], word[1])));
+        sum[1] = _mm512_add_ps(sum[1], _mm512_castsi512_ps(_mm512_unpackhi_epi16(word[0], word[1])));
+    }
+}
+
+FOREST_INLINE void FOREST_NAME(unravel32)(const float *sums, double *rows) {
+    for (int odd = 0; odd < 2; odd++)
+        for (int half = 0; half < 2; half++)
+            for (int i = 0; i < 16; i++)
+                rows[2 * (8 * (i / 4) + 4 * half + i % 4) + odd] = sums[32 * odd + 16 * half + i];
+}
+
+FOREST_INLINE void FOREST_NAME(add_batch32)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t first,
+                                            ptrdiff_t count, const ptrdiff_t groups, ptrdiff_t n) {
+    (void)n;
+    float *all = (float *)scratch->sums;
+    for (int g = 0; g < groups; g++) {
+        __m512 sums[4];
+        for (int i = 0; i < 4; i++) sums[i] = _mm512_load_ps(all + 64 * g + 16 * i);
+        for (ptrdiff_t t = 0; t < count; t++)
+            FOREST_NAME(add64_32)(sums, _mm512_load_si512(scratch->numbers + (t * groups + g) * 64),
+                                  forest->leaf_words32 + (first + t) * 2 * FOREST_LEAVES);
+        for (int i = 0; i < 4; i++) _mm512_store_ps(all + 64 * g + 16 * i, sums[i]);
+    }
+}
 #else
+FOREST_INLINE void FOREST_NAME(unravel32)(const float *sums, double *rows) {
+    for (int row = 0; row < 64; row++) rows[row] = sums[row];
+}
+
+FOREST_INLINE void FOREST_NAME(add_batch32)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t first,
+                                            ptrdiff_t count, const ptrdiff_t groups, ptrdiff_t n) {
+    for (ptrdiff_t row = 0; row < n; row += 16) {
+        float sums[16];
+        memcpy(sums, (float *)scratch->sums + row, sizeof sums);
+        for (ptrdiff_t t = 0; t < count; t++) {
+            const float *leaves = forest->leaves32 + (first + t) * FOREST_LEAVES;
+            const uint8_t *numbers = scratch->numbers + t * 64 * groups + row;
+            for (int i = 0; i < 16; i++) sums[i] += leaves[numbers[i]];
+        }
+        memcpy((float *)scratch->sums + row, sums, sizeof sums);
+    }
+}
+
 FOREST_INLINE void FOREST_NAME(unravel)(const double *sums, double *rows) { memcpy(rows, sums, 64 * sizeof(double)); }
 
 FOREST_INLINE void FOREST_NAME(add_batch)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t first,
@@ -357,35 +410,51 @@ FOREST_INLINE void FOREST_NAME(number_batch)(const forest_t *forest, const fores
 }
 
 FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const forest_scratch_t *scratch,
-                                              const ptrdiff_t groups, ptrdiff_t n, double *out) {
+                                              const ptrdiff_t groups, ptrdiff_t n, const int single, double *out) {
     for (ptrdiff_t k = 0; k < forest->outputs; k++) {
         memset(scratch->sums, 0, (size_t)groups * 64 * sizeof(double));
         const ptrdiff_t end = forest->output_bounds[k + 1];
         for (ptrdiff_t first = forest->output_bounds[k]; first < end; first += FOREST_BATCH) {
             const ptrdiff_t count = end - first < FOREST_BATCH ? end - first : FOREST_BATCH;
             FOREST_NAME(number_batch)(forest, scratch, first, count, groups);
-            FOREST_NAME(add_batch)(forest, scratch, first, count, groups, n);
+            if (single)
+                FOREST_NAME(add_batch32)(forest, scratch, first, count, groups, n);
+            else
+                FOREST_NAME(add_batch)(forest, scratch, first, count, groups, n);
         }
         for (ptrdiff_t start = 0; start < n; start += 64) {
             double rows[64];
-            FOREST_NAME(unravel)(scratch->sums + start, rows);
+            if (single)
+                FOREST_NAME(unravel32)((const float *)scratch->sums + start, rows);
+            else
+                FOREST_NAME(unravel)(scratch->sums + start, rows);
             const ptrdiff_t size = n - start < 64 ? n - start : 64;
             for (ptrdiff_t i = 0; i < size; i++) out[(start + i) * forest->outputs + k] = rows[i];
         }
     }
 }
 
-FOREST_TARGET static void FOREST_NAME(margins)(const forest_t *forest, const forest_scratch_t *scratch,
-                                               ptrdiff_t groups, ptrdiff_t n, double *out) {
+FOREST_INLINE void FOREST_NAME(any_margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups,
+                                            ptrdiff_t n, const int single, double *out) {
     switch (groups) {
 #if FOREST_LEVEL == 2
-        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, n, out); break;
+        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, n, single, out); break;
 #endif
 #if FOREST_LEVEL >= 1
-        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, n, out); break;
+        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, n, single, out); break;
 #endif
-        default: FOREST_NAME(block_margins)(forest, scratch, 1, n, out);
+        default: FOREST_NAME(block_margins)(forest, scratch, 1, n, single, out);
     }
+}
+
+FOREST_TARGET static void FOREST_NAME(margins)(const forest_t *forest, const forest_scratch_t *scratch,
+                                               ptrdiff_t groups, ptrdiff_t n, double *out) {
+    FOREST_NAME(any_margins)(forest, scratch, groups, n, 0, out);
+}
+
+FOREST_TARGET static void FOREST_NAME(margins32)(const forest_t *forest, const forest_scratch_t *scratch,
+                                                 ptrdiff_t groups, ptrdiff_t n, double *out) {
+    FOREST_NAME(any_margins)(forest, scratch, groups, n, 1, out);
 }
 
 static const forest_variant_t FOREST_OBJECT(FOREST_VARIANT) = {
@@ -395,6 +464,7 @@ static const forest_variant_t FOREST_OBJECT(FOREST_VARIANT) = {
     .conditions = FOREST_NAME(conditions),
     .constants = FOREST_NAME(constants),
     .margins = FOREST_NAME(margins),
+    .margins32 = FOREST_NAME(margins32),
     .groups = FOREST_GROUPS,
 };
 

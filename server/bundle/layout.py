@@ -24,6 +24,10 @@ ITEM_IDS: Final = "items/ids"
 ITEM_FEATURES: Final = "items/features.npy"
 ITEM_TIMES: Final = "items/times.npy"
 ITEM_POPULAR: Final = "items/popular.npy"
+ITEM_BINS: Final = "items/bins.npy"
+
+FOREST_SET: Final = "ranker/forest"
+"""Where exports put the arrays of the compiled forests; the manifest says where they are."""
 
 USER_IDS: Final = "ids"
 USER_NUMBERS: Final = "users/numbers.npy"

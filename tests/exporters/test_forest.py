@@ -24,39 +24,10 @@ from recserve.exporters.lightgbm_text import parse_forest
 from recserve.kernels import forest as kernel
 
 Make = Callable[[], lightgbm.Booster]
-SPECIAL = np.array(
-    [
-        "0",
-        "-0.0",
-        "1e-35",
-        "-1e-35",
-        "1.1e-35",
-        "-1.1e-35",
-        "1e-40",
-        "5e-324",
-        "inf",
-        "-inf",
-        "nan",
-        "1e300",
-        "-1e300",
-        "1e-300",
-        "-0.5",
-        "0.5",
-        "-1",
-        "-0.99",
-        "-1.5",
-        "0.99",
-        "2147483646",
-        "2147483647",
-        "2147483648",
-        "-2147483648",
-        "4294967296",
-        "9223372036854775808",
-        "1e35",
-        "3.4e38",
-    ],
-    np.float64,
-)
+TINY = [0.0, -0.0, 1e-35, -1e-35, 1.1e-35, -1.1e-35, 1e-40, 5e-324, 1e-300]
+NEAR_CATEGORIES = [-0.5, 0.5, -1.0, -0.99, -1.5, 0.99, 2.0**31 - 1, 2.0**31, -(2.0**31), 2.0**32, 2.0**63]
+HUGE = [np.inf, -np.inf, np.nan, 1e300, -1e300, 1e35, 3.4e38]
+SPECIAL = np.array(TINY + NEAR_CATEGORIES + HUGE)
 QUIET = {"verbose": -1, "num_threads": 1, "seed": 7, "min_data_in_leaf": 3, "deterministic": True}
 
 

@@ -119,12 +119,14 @@ def test_every_variant_gives_the_same_bits(tmp_path: Path, forest: Forest) -> No
     np.save(tmp_path / "rows.npy", rows)
     script = (
         "import sys, numpy as np; from recserve.kernels.forest import Forest; "
-        "sys.stdout.buffer.write(Forest.load(sys.argv[1]).predict(np.load(sys.argv[2])).tobytes())"
+        "forest, rows = Forest.load(sys.argv[1]), np.load(sys.argv[2]); "
+        "sys.stdout.buffer.write(forest.predict(rows).tobytes() + forest.predict(rows, float_sums=True).tobytes())"
     )
+    expected = forest.predict(rows).tobytes() + forest.predict(rows, float_sums=True).tobytes()
     command = [sys.executable, "-c", script, str(tmp_path / "forest"), str(tmp_path / "rows.npy")]
     for variant in kernel.CPU_VARIANTS:
         done = subprocess.run(command, env=os.environ | {"RECSERVE_CPU": variant}, capture_output=True, check=True)
-        assert done.stdout == forest.predict(rows).tobytes(), variant
+        assert done.stdout == expected, variant
 
 
 def test_an_unknown_variant_is_refused() -> None:
@@ -165,6 +167,17 @@ def test_requests_are_rows_put_together(forest: Forest, sizes: list[int]) -> Non
     bins = forest.bin_matrix(item_values, items)
     found = plan.margins(bins, rows, np.cumsum([0, *sizes]), request_values, cross_values)
     assert same_bits(found, forest.predict(whole))
+
+
+@pytest.mark.parametrize("n", [1, 60, 300, 600])
+def test_float_sums_keep_their_bound(n: int) -> None:
+    forest = Forest(random_forest(11, trees=200, leaves=30))
+    rows = random_rows(n, n)
+    found = forest.predict(rows, float_sums=True)
+    off = np.abs(found - forest.predict(rows))
+    assert (off <= forest.float_error_bounds).all()
+    assert n == 1 or off.max() > 0
+    assert same_bits(found, found.astype(np.float32).astype(np.float64))
 
 
 def test_bins_are_the_references(forest: Forest) -> None:
