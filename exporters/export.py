@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from recserve.bundle.v1.manifest_pb2 import Features, IndexKind, Manifest, SourceArtifact, Space
+from recserve.exporters.bitsliced import write_forest_set
 from recserve.exporters.catalogue import ItemTable, read_items, write_catalogue
 from recserve.exporters.consistency import check_spec, source_files
 from recserve.exporters.golden import golden_files, latest_event, make_golden, snapshot_users
@@ -28,7 +29,7 @@ from recserve.exporters.spec import BundleSpec, SnapshotSpec, SpaceSpec
 from recserve.exporters.towers import TowerContext
 from recserve.exporters.writer import BundleWriter, staged_directory
 from recserve.kernels import ids
-from recserve.kernels.features import ColumnValues, recent_items
+from recserve.kernels.features import ColumnValues, ItemArrays, recent_items
 from recserve.server.bundle import layout
 from recserve.server.bundle.errors import BundleMismatchError
 from recserve.server.bundle.files import file_sha256
@@ -37,6 +38,7 @@ from recserve.server.bundle.snapshot import Snapshot, open_snapshot
 from recserve.server.pipeline.golden_set import REQUESTS_FILE, STAGES_FILE, GoldenSet
 from recserve.server.pipeline.host import this_host
 from recserve.server.pipeline.pipeline import open_pipeline
+from recserve.server.pipeline.ranker import ENGINES
 from recserve.server.pipeline.towers import TowerUsers
 from recserve.server.pipeline.types import UserState, no_rows
 
@@ -118,6 +120,8 @@ class _Export:
             self._write_spaces(manifest, items)
         with self._step("rankers"):
             self._write_rankers(manifest)
+            if manifest.forests:
+                self._write_forest_set(manifest, items)
         with self._step("golden requests"):
             bundle, golden = self._write_golden(manifest)
         with self._step("verification"):
@@ -202,6 +206,13 @@ class _Export:
             what = f"LightGBM's margins on {ranker.rows_verified:,} rows"
             self._check(f"ranker {each.objective}", what, "equal bit for bit")
 
+    def _write_forest_set(self, manifest: Manifest, items: ItemTable) -> None:
+        arrays = ItemArrays(features=items.features, times=items.times, vectors={})
+        cardinalities = {name: len(values) for name, values in items.vocabularies.items()}
+        entry, rows = write_forest_set(self._writer, manifest.forests, self._spec.features, cardinalities, arrays)
+        manifest.forest_set.CopyFrom(entry)
+        self._check("bit-sliced forests", f"LightGBM's margins on {rows:,} rows", "equal bit for bit")
+
     def _write_golden(self, manifest: Manifest) -> tuple[Bundle, GoldenSet]:
         """What was written, opened for the first time."""
         self._writer.seal(manifest)
@@ -222,7 +233,9 @@ class _Export:
 
     def _finish(self, manifest: Manifest, bundle: Bundle, golden: GoldenSet) -> None:
         def check(root: Path) -> None:
-            open_pipeline(open_bundle(root), allow_native_code=True)
+            written = open_bundle(root)
+            for engine in ENGINES:
+                open_pipeline(written, ranker_engine=engine, allow_native_code=True)
 
         against = "the source models, stage by stage, by a pipeline over reference code"
         self._check("whole bundle", against, f"{manifest.golden.requests} golden requests answered")

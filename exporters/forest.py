@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +76,6 @@ def compile_texts(forests: Sequence[ForestText]) -> Forest:
         list(_outputs(forests, _with_conditions(trees, conditions))),
         [_output_count(forest) for forest in forests],
     )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Output:
-    trees: Sequence[Tree]
 
 
 def _text(model: Model) -> str:
@@ -153,21 +147,23 @@ def _with_conditions(trees: Sequence[TextTree], conditions: Conditions) -> Itera
         start = end
 
 
-def _outputs(forests: Sequence[ForestText], trees: Iterator[Tree]) -> Iterator[_Output]:
+def _outputs(forests: Sequence[ForestText], trees: Iterator[Tree]) -> Iterator[Sequence[Tree]]:
     """The trees of each output, in the order in which LightGBM adds them."""
     for forest in forests:
         own = [next(trees) for _ in forest.trees]
         count = _output_count(forest)
         for output in range(count):
-            yield _Output(own[output::count])
+            yield own[output::count]
 
 
-def _assemble(features: int, conditions: Conditions, outputs: Sequence[_Output], counts: Sequence[int]) -> Forest:
+def _assemble(
+    features: int, conditions: Conditions, outputs: Sequence[Sequence[Tree]], counts: Sequence[int]
+) -> Forest:
     """Compile the trees and lay out the arrays."""
     pieces: list[Piece] = []
     output_bounds = [0]
     for output in outputs:
-        for tree in output.trees:
+        for tree in output:
             pieces.extend(compile_tree(tree, FIRST_CONDITION + conditions.count))
         output_bounds.append(len(pieces))
     ops = [op for piece in pieces for op in piece.ops]

@@ -17,6 +17,7 @@ from recserve.bundle.v1 import manifest_pb2
 from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.pipeline.pipeline import open_pipeline
+from recserve.server.pipeline.ranker import ENGINES
 
 _SHOWN: Final = 5
 
@@ -47,15 +48,15 @@ def verify_bundle(path: Path, *, allow_native_code: bool) -> RenderableType:
 
     Args:
         path: the bundle's directory.
-        allow_native_code: whether the bundle's compiled forests may be loaded; without, a bundle with a ranker cannot
-            be verified.
+        allow_native_code: also answer them with the bundle's native code, the engine "tl2cgen".
 
     Raises:
         BundleError: naming the first thing found wrong.
     """
     start = time.perf_counter()
     bundle = open_bundle(path, verify=True)
-    open_pipeline(bundle, allow_native_code=allow_native_code)
+    for engine in ENGINES if allow_native_code else ENGINES[:1]:
+        open_pipeline(bundle, ranker_engine=engine, allow_native_code=allow_native_code)
     seconds = time.perf_counter() - start
     size = sum(file.bytes for file in bundle.manifest.files.values())
     return Text(

@@ -17,6 +17,7 @@ from recserve.kernels.features import FeatureBatch, ItemArrays, reference_featur
 from recserve.kernels.reference import rerank as reference_rerank
 from recserve.kernels.reference import vectors as reference_vectors
 from recserve.server.bundle.reader import Bundle, Space
+from recserve.server.pipeline.inputs import RankingInputs
 from recserve.server.pipeline.pipeline import Engines
 from recserve.server.pipeline.search import Searcher, open_searcher
 from recserve.server.pipeline.towers import open_user_tower
@@ -61,6 +62,10 @@ class LightGBMRanker:
             for column, booster in enumerate(self._boosters):
                 margins[:, column] = booster.predict(features, raw_score=True, num_threads=1)
         return margins
+
+    def score(self, inputs: RankingInputs) -> NDArray[np.float64]:
+        """[candidates, objectives]."""
+        return self.margins(inputs.matrix())
 
     def relevance(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, objectives]: calibrated, in (0, 1)."""

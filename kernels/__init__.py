@@ -4,6 +4,7 @@
     vectors        exact inner products, search and top k over mapped vectors
     filters        masks over item rows: codes, ranges, flags, lists, excluded rows
     features       the feature program: from items, user, context and history to the ranker's columns
+    forest         exact forests, one bit per row
     native_forest  forests that TL2cgen compiled to a shared library
     rerank         calibration, freshness, caps and MMR
     limits         what callers have to keep to

@@ -18,7 +18,18 @@ from rich.table import Table
 from recserve.server.pipeline.host import this_host
 
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
-PACKAGES = ("recserve", "numpy", "grpcio", "protobuf", "faiss-cpu", "onnxruntime", "lightgbm")
+PACKAGES = (
+    "recserve",
+    "numpy",
+    "grpcio",
+    "protobuf",
+    "faiss-cpu",
+    "onnxruntime",
+    "lightgbm",
+    "treelite",
+    "tl2cgen",
+    "lleaves",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

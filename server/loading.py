@@ -53,7 +53,12 @@ def load_pipeline(source: BundleSettings, settings: Settings) -> Pipeline:
     try:
         bundle = open_bundle(source.path)
         compute = settings.compute
-        pipeline = open_pipeline(bundle, device=compute.device, allow_native_code=compute.allow_native_code)
+        pipeline = open_pipeline(
+            bundle,
+            device=compute.device,
+            ranker_engine=compute.ranker_engine,
+            allow_native_code=compute.allow_native_code,
+        )
     except (BundleError, OSError) as error:
         raise LoadError(f'bundle "{source.name}" at {source.path}: {error}') from error
     check_placements(settings, source.name, pipeline)

@@ -232,9 +232,6 @@ path = "bundle"
 [state]
 snapshot = "snapshot"
 
-[compute]
-allow_native_code = true   # the bundle was built on this machine
-
 [similar]
 behaviour_space = "ann"
 content_space = "content"

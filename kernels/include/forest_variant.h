@@ -165,9 +165,11 @@ FOREST_INLINE void FOREST_NAME(column_conditions)(const forest_t *forest, const 
     uint64_t *sets = ranges + forest->ranges * groups;
     FOREST_NAME(bytes) block[FOREST_MAX_GROUPS];
     for (int g = 0; g < groups; g++) block[g] = FOREST_NAME(load_bytes)(bins + 64 * g);
-    for (int64_t r = forest->range_bounds[column]; r < forest->range_bounds[column + 1]; r++)
-        for (int g = 0; g < groups; g++)
-            ranges[r * groups + g] = FOREST_NAME(in_range)(block[g], forest->range_lows[r], forest->range_widths[r]);
+    for (int64_t r = forest->range_bounds[column]; r < forest->range_bounds[column + 1]; r++) {
+        /* Read once: the compiler cannot know that masks do not overlap the conditions. */
+        const uint8_t low = forest->range_lows[r], width = forest->range_widths[r];
+        for (int g = 0; g < groups; g++) ranges[r * groups + g] = FOREST_NAME(in_range)(block[g], low, width);
+    }
     for (int64_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++)
         for (int g = 0; g < groups; g++)
             sets[s * groups + g] = FOREST_NAME(in_set)(block[g], forest->set_bits + s * FOREST_SET_BYTES);

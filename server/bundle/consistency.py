@@ -53,6 +53,8 @@ def check_manifest(manifest: manifest_pb2.Manifest, files: ArtifactFiles) -> Non
     _check_unique("forests", [forest.objective for forest in manifest.forests])
     for forest in manifest.forests:
         _check_forest(forest, manifest.features.count, files)
+    if manifest.HasField("forest_set"):
+        _check_forest_set(manifest, files)
 
 
 def check_schema(
@@ -165,6 +167,19 @@ def _check_forest(forest: manifest_pb2.Forest, features: int, files: ArtifactFil
         files.path(native.file, field=f"{field}.native.file")
         _require(f"{field}.native.machine", native.machine)
     _check_calibration(f"{field}.calibration", forest.calibration)
+
+
+def _check_forest_set(manifest: manifest_pb2.Manifest, files: ArtifactFiles) -> None:
+    """What its arrays say is checked where they are opened, with the ranker."""
+    forest_set = manifest.forest_set
+    if not manifest.forests:
+        raise mismatch("compiled forests have no objectives", "forest_set", "entries in forests", [])
+    files.path(f"{forest_set.folder}/version.npy", field="forest_set.folder")
+    _require("forest_set.set_hash", forest_set.set_hash)
+    features = list(forest_set.item_features)
+    if features != sorted(set(features)) or (features and features[-1] >= manifest.features.count):
+        expected = f"ascending, below {manifest.features.count}"
+        raise mismatch("item features do not exist or repeat", "forest_set.item_features", expected, features)
 
 
 def _check_calibration(field: str, calibration: manifest_pb2.Calibration) -> None:

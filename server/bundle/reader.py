@@ -96,6 +96,8 @@ class Bundle:
         vocabularies: by name.
         catalogue: the items.
         spaces: by name, in the manifest's order.
+        item_bins: uint8 [items, columns], mapped: the item features as the manifest's `forest_set` reads them; None
+            where there is no such set.
     """
 
     files: ArtifactFiles
@@ -104,6 +106,7 @@ class Bundle:
     vocabularies: Mapping[str, Vocabulary]
     catalogue: Catalogue
     spaces: Mapping[str, Space]
+    item_bins: NDArray[np.uint8] | None = None
 
     @property
     def path(self) -> Path:
@@ -183,7 +186,14 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         _check_matrices(catalogue, manifest.catalogue)
         for space in spaces.values():
             _check_space(space)
-    return Bundle(files, manifest, schema, vocabularies, catalogue, spaces)
+    return Bundle(files, manifest, schema, vocabularies, catalogue, spaces, _open_item_bins(files, manifest))
+
+
+def _open_item_bins(files: ArtifactFiles, manifest: manifest_pb2.Manifest) -> NDArray[np.uint8] | None:
+    if not manifest.HasField("forest_set"):
+        return None
+    shape = (manifest.catalogue.items, manifest.forest_set.columns)
+    return cast("NDArray[np.uint8]", files.array(layout.ITEM_BINS, np.dtype("<u1"), shape))
 
 
 def _open_schema(files: ArtifactFiles) -> FeatureSchema:

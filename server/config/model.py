@@ -142,9 +142,14 @@ class ComputeSettings(_Section):
         json_schema_extra=_unit("requests"),
     )
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where towers and search run.")
+    ranker_engine: Literal["bitsliced", "tl2cgen"] = Field(
+        default="bitsliced",
+        description="What evaluates the forests. Both give the same scores to the last bit; `tl2cgen` is native code.",
+    )
     allow_native_code: bool = Field(
         default=False,
-        description="Load shared libraries from bundles. They are code: allow it for bundles that you trust.",
+        description="Load shared libraries from bundles, for `ranker_engine` `tl2cgen`. They are code: allow it for "
+        "bundles that you trust.",
     )
 
 

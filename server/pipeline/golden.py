@@ -11,7 +11,7 @@ Every stage is replayed from its stored inputs, so a difference is found where i
     embed       user vectors by space                    within 1e-5 of onnxruntime's
     retrieve    exact nearest items of stored vectors    found to the recall of the export, with bit-equal scores
     features    matrix of the stored candidates          bit-equal
-    rank        margins, and relevance                   margins bit-equal to LightGBM's
+    rank        margins, and relevance                   margins bit-equal to LightGBM's, from the matrix and as served
     rerank      order of stored scores                   equal
     list        the whole answer                         bit-equal, on the class of machine that exported
 
@@ -32,7 +32,7 @@ from recserve.server.bundle.columns import CategoryColumn, NumberColumn, TimeCol
 from recserve.server.bundle.errors import BundleCorruptError, BundleGoldenError
 from recserve.server.bundle.files import ANY
 from recserve.server.bundle.reader import Bundle
-from recserve.server.pipeline.assemble import Candidates, Subject, assemble, tower_users
+from recserve.server.pipeline.assemble import Candidates, Subject, tower_users
 from recserve.server.pipeline.golden_set import REQUESTS_FILE, STAGES_FILE, GoldenRequest, GoldenSet
 from recserve.server.pipeline.search import NEAR_TIE, recall_at_k
 from recserve.server.pipeline.towers import TOWER_TOLERANCE
@@ -180,11 +180,8 @@ class _Stages:
             _require_equal(scores[query][there], by[here], f"retrieve.{name}.scores", words)
 
     def features(self) -> None:
-        schema, spaces = self._bundle.schema, self._bundle.spaces
-        subjects, candidates = self._stage_inputs()
-        batch = assemble(schema, subjects, candidates, {name: space.dim for name, space in spaces.items()})
-        found = self._pipeline.engines.features.compute(item_arrays(self._bundle), batch)
-        _require_equal(self._matrix(batch.rows.size), found, "features.matrix", self._cell(schema.names))
+        found = self._pipeline.ranking_inputs(*self._stage_inputs()).matrix()
+        _require_equal(self._matrix(len(found)), found, "features.matrix", self._cell(self._bundle.schema.names))
 
     def rank(self) -> None:
         ranker, objectives = self._pipeline.engines.ranker, self._pipeline.objectives
@@ -194,6 +191,8 @@ class _Stages:
         margins = ranker.margins(np.ascontiguousarray(self._matrix(rows)))
         expected = self._golden.array("rank.margins", np.float64, rows, len(objectives))
         _require_equal(expected, margins, "rank.margins", self._cell(objectives))
+        by_request = ranker.score(self._pipeline.ranking_inputs(*self._stage_inputs()))
+        _require_equal(expected, by_request, "rank.margins", self._cell(objectives))
         expected = self._golden.array("rank.relevance", np.float64, rows, len(objectives))
         tolerance = 0.0 if self._same_cpu else RELEVANCE_TOLERANCE
         _require_equal(

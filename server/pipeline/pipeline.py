@@ -11,22 +11,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels import rerank as rerank_kernel
-from recserve.kernels.features import FeatureBatch, FeatureProgram, ItemArrays
+from recserve.kernels.features import FeatureProgram
 from recserve.server.bundle.columns import CategoryColumn
 from recserve.server.bundle.reader import Bundle, Space
-from recserve.server.pipeline.assemble import Candidates, Subject, assemble, subject, tower_users
+from recserve.server.pipeline.assemble import Candidates, Subject, subject, tower_users
 from recserve.server.pipeline.candidates import extend, union
 from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError
 from recserve.server.pipeline.filters import PURCHASE_EVENT, Filters
 from recserve.server.pipeline.golden import item_arrays, replay
 from recserve.server.pipeline.host import this_host
-from recserve.server.pipeline.ranker import Ranker, open_ranker
+from recserve.server.pipeline.inputs import FeatureComputer, RankingInputs
+from recserve.server.pipeline.ranker import Ranker, RankerEngine, open_ranker
 from recserve.server.pipeline.reasons import Reasons, reasons_for
 from recserve.server.pipeline.scoring import combine, freshen, fuse_ranks
 from recserve.server.pipeline.search import Searcher, open_searcher
@@ -52,13 +52,6 @@ from recserve.server.pipeline.types import (
     StageTimes,
     UserState,
 )
-
-
-class FeatureComputer(Protocol):
-    """Computes the ranker's features: `FeatureProgram`, or the reference in its place."""
-
-    def compute(self, items: ItemArrays, batch: FeatureBatch) -> NDArray[np.float32]:
-        """[candidates, features]."""
 
 
 Select = Callable[..., tuple[NDArray[np.int64], bool]]
@@ -123,6 +116,7 @@ class Pipeline:
         self.sources = tuple(self._sources)
         self._similar = Similar(comparable, engines.searchers)
         self._items = item_arrays(bundle)
+        self._dims = {name: space.dim for name, space in bundle.spaces.items()}
         events = bundle.schema.event_types
         self._purchase_code = events.index(PURCHASE_EVENT) if PURCHASE_EVENT in events else -1
         self._filters = Filters(bundle.catalogue, self._purchase_code)
@@ -246,7 +240,7 @@ class Pipeline:
     # ----------------------------------------------------------------------------------------------------- rank
 
     def _rank(self, jobs: Sequence[_Job]) -> None:
-        """Give every candidate its score: one feature matrix and one pass of the forests for the micro-batch."""
+        """Give every candidate its score: one pass of features and forests for the micro-batch."""
         ranked = [job for job in jobs if job.query.kind is not QueryKind.SIMILAR]
         if self.engines.ranker is None:
             for job in ranked:
@@ -261,11 +255,19 @@ class Pipeline:
 
     def _relevance(self, ranker: Ranker, jobs: Sequence[_Job]) -> NDArray[np.float64]:
         """[candidates of all jobs, objectives]."""
-        dims = {name: space.dim for name, space in self.bundle.spaces.items()}
-        batch = assemble(
-            self.bundle.schema, [job.request.subject for job in jobs], [job.candidates for job in jobs], dims
+        inputs = self.ranking_inputs([job.request.subject for job in jobs], [job.candidates for job in jobs])
+        return ranker.relevance(ranker.score(inputs))
+
+    def ranking_inputs(self, subjects: Sequence[Subject], candidates: Sequence[Candidates]) -> RankingInputs:
+        """What the ranker is given of requests and their candidates."""
+        return RankingInputs(
+            schema=self.bundle.schema,
+            features=self.engines.features,
+            items=self._items,
+            dims=self._dims,
+            subjects=subjects,
+            candidates=candidates,
         )
-        return ranker.relevance(ranker.margins(self.engines.features.compute(self._items, batch)))
 
     # --------------------------------------------------------------------------------------------------- rerank
 
@@ -333,29 +335,41 @@ class Pipeline:
         return reasons_for(found, rows, job.candidates.sources, ranks)
 
 
-def open_pipeline(bundle: Bundle, *, device: str = "cpu", allow_native_code: bool = False) -> Pipeline:
+def open_pipeline(
+    bundle: Bundle,
+    *,
+    device: str = "cpu",
+    ranker_engine: RankerEngine = "bitsliced",
+    allow_native_code: bool = False,
+) -> Pipeline:
     """A pipeline over the bundle's own engines that has answered the golden requests as they were answered at export.
 
     Args:
         bundle: an open bundle.
         device: "cpu" or "cuda".
+        ranker_engine: what evaluates the forests.
         allow_native_code: whether compiled code in the bundle may be loaded.
 
     Raises:
         BundleError: see `open_engines` and `recserve.server.pipeline.golden.replay`.
     """
-    engines = open_engines(bundle, device=device, allow_native_code=allow_native_code)
+    engines = open_engines(
+        bundle, device=device, ranker_engine=ranker_engine, allow_native_code=allow_native_code
+    )
     pipeline = Pipeline(bundle, engines)
     replay(pipeline, same_cpu=bundle.manifest.exporter_host == this_host())
     return pipeline
 
 
-def open_engines(bundle: Bundle, *, device: str, allow_native_code: bool) -> Engines:
+def open_engines(
+    bundle: Bundle, *, device: str, ranker_engine: RankerEngine = "bitsliced", allow_native_code: bool = False
+) -> Engines:
     """The bundle's own engines.
 
     Args:
         bundle: an open bundle.
         device: "cpu" or "cuda".
+        ranker_engine: what evaluates the forests.
         allow_native_code: whether compiled code in the bundle may be loaded.
 
     Raises:
@@ -367,7 +381,7 @@ def open_engines(bundle: Bundle, *, device: str, allow_native_code: bool) -> Eng
         towers=towers,
         searchers={name: open_searcher(space, device) for name, space in bundle.spaces.items()},
         features=FeatureProgram(bundle.schema, bundle.cardinalities),
-        ranker=open_ranker(bundle, allow_native_code=allow_native_code),
+        ranker=open_ranker(bundle, engine=ranker_engine, allow_native_code=allow_native_code),
     )
 
 

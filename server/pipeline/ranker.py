@@ -1,14 +1,16 @@
 """Ranking engines: margins of the bundle's forests, and what they mean.
 
-`Ranker` is what the pipeline asks of an engine. The one here runs forests that TL2cgen compiled; they are code, so they
-are loaded only where the operator allows it.
+`Ranker` is what the pipeline asks of an engine. There are two, which agree to the last bit:
+
+    bitsliced   all forests in one pass over arrays (`recserve.server.pipeline.bitsliced`): the default
+    tl2cgen     forests that TL2cgen compiled; they are code, so they are loaded only where the operator allows it
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +18,16 @@ from numpy.typing import NDArray
 from recserve.bundle.v1.manifest_pb2 import Forest
 from recserve.bundle.v1.manifest_pb2 import NativeForest as NativeEntry
 from recserve.kernels.native_forest import NativeForest
-from recserve.kernels.rerank import calibrate
 from recserve.server.bundle.errors import BundleMismatchError, BundleUnsupportedError
+from recserve.server.pipeline.bitsliced import open_bitsliced
+from recserve.server.pipeline.inputs import RankingInputs
+from recserve.server.pipeline.objectives import Objectives
 
 if TYPE_CHECKING:
     from recserve.server.bundle.reader import Bundle
+
+RankerEngine = Literal["bitsliced", "tl2cgen"]
+ENGINES: Final[tuple[RankerEngine, ...]] = get_args(RankerEngine)
 
 
 class Ranker(Protocol):
@@ -37,11 +44,17 @@ class Ranker(Protocol):
     def margins(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Raw margins: [n, features] C-contiguous -> [n, objectives]. A row's margins do not depend on the others."""
 
+    def score(self, inputs: RankingInputs) -> NDArray[np.float64]:
+        """Raw margins of the candidates of some requests, however the engine comes by them: [candidates, objectives].
+
+        They have the bits of `margins(inputs.matrix())`.
+        """
+
     def relevance(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Calibrated margins: [n, objectives] -> [n, objectives], in (0, 1)."""
 
 
-class NativeRanker:
+class NativeRanker(Objectives):
     """Forests compiled by TL2cgen, one library per objective; implements `Ranker`.
 
     Args:
@@ -50,44 +63,31 @@ class NativeRanker:
     """
 
     def __init__(self, forests: Sequence[Forest], libraries: Sequence[NativeForest]) -> None:
+        super().__init__(forests)
         self._libraries = tuple(libraries)
-        self._calibrations = tuple(_calibration(forest) for forest in forests)
-        self._objectives = tuple(forest.objective for forest in forests)
-        self._weights = tuple(forest.weight for forest in forests)
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """See `Ranker`."""
-        return self._objectives
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """See `Ranker`."""
-        return self._weights
 
     def margins(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """See `Ranker`; equal to LightGBM's `predict(raw_score=True)` bit for bit. Releases the GIL."""
         return np.stack([library.margins(features) for library in self._libraries], axis=1)
 
-    def relevance(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    def score(self, inputs: RankingInputs) -> NDArray[np.float64]:
         """See `Ranker`."""
-        columns = [
-            calibrate(np.ascontiguousarray(margins[:, objective]), *calibration)
-            for objective, calibration in enumerate(self._calibrations)
-        ]
-        return np.stack(columns, axis=1)
+        return self.margins(inputs.matrix())
 
 
-def open_ranker(bundle: Bundle, *, allow_native_code: bool) -> Ranker | None:
+def open_ranker(bundle: Bundle, *, engine: RankerEngine, allow_native_code: bool) -> Ranker | None:
     """The bundle's ranker, ready to use; None where the bundle has no forests.
 
     Args:
         bundle: a verified bundle.
+        engine: what evaluates the forests. There is no other choice than the one made here.
         allow_native_code: whether the operator lets the bundle's compiled code run in this process.
 
     Raises:
-        BundleUnsupportedError: native code is not allowed, there is none for this machine, or it does not load.
-        BundleMismatchError: a library is not the forest that the manifest describes, or no objective has a weight.
+        BundleUnsupportedError: the bundle has no forests for the engine, or they are native code and that is not
+            allowed, is not there for this machine, or does not load.
+        BundleCorruptError: the compiled forests are damaged.
+        BundleMismatchError: they are not what the manifest describes, or no objective has a weight.
     """
     forests = list(bundle.manifest.forests)
     if not forests:
@@ -97,19 +97,19 @@ def open_ranker(bundle: Bundle, *, allow_native_code: bool) -> Ranker | None:
         raise BundleMismatchError(
             "no objective has a weight", field="forests.weight", expected="a positive sum", found=weights
         )
-    if not allow_native_code:
+    return open_bitsliced(bundle) if engine == "bitsliced" else _open_native(bundle, allowed=allow_native_code)
+
+
+def _open_native(bundle: Bundle, *, allowed: bool) -> NativeRanker:
+    if not allowed:
         raise BundleUnsupportedError(
-            f"the ranker of bundle {bundle.name!r} is native code, which is not allowed to run: set "
-            "allow_native_code = true under [compute] if you trust who made the bundle",
+            f'the engine "tl2cgen" runs native code of bundle {bundle.name!r}, which is not allowed: set '
+            "allow_native_code = true under [compute] if you trust who made the bundle, or use the engine "
+            '"bitsliced", which runs none',
             field="forests.native",
         )
+    forests = list(bundle.manifest.forests)
     return NativeRanker(forests, [_open_library(bundle, forest) for forest in forests])
-
-
-def _calibration(forest: Forest) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """The arguments of the kernel's `calibrate` that describe the forest's map."""
-    calibration = forest.calibration
-    return calibration.kind, np.array(calibration.x, np.float64), np.array(calibration.y, np.float64)
 
 
 def _open_library(bundle: Bundle, forest: Forest) -> NativeForest:

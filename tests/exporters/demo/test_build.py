@@ -46,7 +46,7 @@ def test_every_source_and_attribute_of_the_configuration_exists(demo: Any) -> No
     directory = demo.paths.config.parent
     assert (directory / config["bundles"][0]["path"]).resolve() == demo.paths.bundle.resolve()
     assert (directory / config["state"]["snapshot"]).resolve() == demo.paths.snapshot.resolve()
-    assert config["compute"]["allow_native_code"] is True
+    assert "compute" not in config
     assert set(config["placements"]) == {"default", "home", "cart"}
     for placement in config["placements"].values():
         assert {source["name"] for source in placement["sources"]} <= {*bundle.spaces, "popular", "again"}

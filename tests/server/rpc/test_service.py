@@ -57,6 +57,9 @@ class Forests:
         weights = np.random.default_rng(5).normal(size=(2, features.shape[1]))
         return np.stack([(squashed * each).sum(axis=1) for each in weights], axis=1)
 
+    def score(self, inputs):
+        return self.margins(inputs.matrix())
+
     def relevance(self, margins):
         return 1 / (1 + np.exp(-margins))
 
