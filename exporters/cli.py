@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", help="check a bundle's files, and replay its golden requests")
     verify.add_argument("bundle", type=Path)
-    verify.add_argument("--allow-native-code", action="store_true", help="load the bundle's compiled forests")
+    verify.add_argument("--allow-native-code", action="store_true", help="replay them with its native forests, too")
     verify.set_defaults(run=_verify)
 
     diff = commands.add_parser("diff", help="what sets two bundles apart")
@@ -83,14 +83,8 @@ def _inspect(options: argparse.Namespace, _console: Console) -> None:
 
 def _verify(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import verify_bundle  # noqa: PLC0415
-    from recserve.server.bundle.errors import BundleUnsupportedError  # noqa: PLC0415
 
-    try:
-        Console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
-    except BundleUnsupportedError as error:
-        if options.allow_native_code:
-            raise
-        raise BundleUnsupportedError(f"{error}; for this command: --allow-native-code") from error
+    Console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
 
 
 def _diff(options: argparse.Namespace, _console: Console) -> None:

@@ -55,13 +55,15 @@ def verify_bundle(path: Path, *, allow_native_code: bool) -> RenderableType:
     """
     start = time.perf_counter()
     bundle = open_bundle(path, verify=True)
-    for engine in ENGINES if allow_native_code else ENGINES[:1]:
+    engines = ENGINES if allow_native_code else ENGINES[:1]
+    for engine in engines:
         open_pipeline(bundle, ranker_engine=engine, allow_native_code=allow_native_code)
     seconds = time.perf_counter() - start
     size = sum(file.bytes for file in bundle.manifest.files.values())
+    by = f" by {' and '.join(engines)}" if bundle.manifest.forests else ""
     return Text(
         f"{bundle.name} {bundle.version} is whole: {len(bundle.manifest.files)} files, {human_bytes(size)}, "
-        f"checksums and contents verified and {bundle.manifest.golden.requests} golden requests answered in "
+        f"checksums and contents verified and {bundle.manifest.golden.requests} golden requests answered{by} in "
         f"{seconds:.1f} s"
     )
 

@@ -90,7 +90,7 @@ def open_bitsliced(bundle: Bundle) -> BitslicedRanker:
     manifest = bundle.manifest
     if bundle.item_bins is None:
         raise BundleUnsupportedError(
-            f"bundle {bundle.name!r} has no forests for the engine \"bitsliced\": export it again, or set "
+            f'bundle {bundle.name!r} has no forests for the engine "bitsliced": export it again, or set '
             'ranker_engine = "tl2cgen" under [compute]',
             field="forest_set",
         )

@@ -53,7 +53,6 @@ from recserve.server.pipeline.types import (
     UserState,
 )
 
-
 Select = Callable[..., tuple[NDArray[np.int64], bool]]
 """The signature of `recserve.kernels.rerank.select`."""
 
@@ -353,9 +352,7 @@ def open_pipeline(
     Raises:
         BundleError: see `open_engines` and `recserve.server.pipeline.golden.replay`.
     """
-    engines = open_engines(
-        bundle, device=device, ranker_engine=ranker_engine, allow_native_code=allow_native_code
-    )
+    engines = open_engines(bundle, device=device, ranker_engine=ranker_engine, allow_native_code=allow_native_code)
     pipeline = Pipeline(bundle, engines)
     replay(pipeline, same_cpu=bundle.manifest.exporter_host == this_host())
     return pipeline

@@ -47,7 +47,7 @@ Work = Callable[[Pipeline, Snapshot, int, int], tuple[Query, UserState]]
 
 @pytest.fixture(scope="module")
 def pipeline(complete_bundle: Path) -> Pipeline:
-    return open_pipeline(open_bundle(complete_bundle), allow_native_code=True)
+    return open_pipeline(open_bundle(complete_bundle))
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,7 @@ def test_progress_and_report_name_every_part(complete: Any) -> None:
         "given vectors of content",
         "ranker click",
         "ranker purchase",
+        "bit-sliced forests",
         "whole bundle",
     ]
     assert complete.report.path == complete.path
@@ -218,7 +219,7 @@ def test_without_a_snapshot_golden_requests_are_those_of_strangers(shop: Any, tm
     assert [each.user_id for each in golden.requests] == ["golden-stranger"] * 5
     assert not any(state.known for state in golden.states)
     assert all(before <= each.time_us <= time.time_ns() // 1000 for each in golden.requests)
-    opened = open_pipeline(bundle, allow_native_code=True)
+    opened = open_pipeline(bundle)
     assert replay(opened, same_cpu=True) == ["embed", "retrieve", "features", "rank", "rerank", "list"]
 
 
@@ -285,7 +286,7 @@ def test_with_an_index(shop: Any, complete: Any, shop_work: Work, tmp_path: Path
     assert index.kind == manifest_pb2.IndexKind.Value(kind.upper())
     assert index.recall >= 0.9
     assert "index of als" in [check.part for check in report.checks]
-    pipeline = open_pipeline(open_bundle(tmp_path / "bundle"), allow_native_code=True)
+    pipeline = open_pipeline(open_bundle(tmp_path / "bundle"))
     oracle = Pipeline(pipeline.bundle, oracle_engines(pipeline.bundle))
     work = all_work(pipeline, open_snapshot(complete.snapshot), shop_work)[:30]
     for found, expected in zip(pipeline.run(work), oracle.run(work), strict=True):

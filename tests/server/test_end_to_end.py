@@ -25,9 +25,9 @@ from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.config import Settings, load_settings
-from recserve.server.pipeline.assemble import assemble, tower_users
-from recserve.server.pipeline.golden import item_arrays
+from recserve.server.pipeline.assemble import tower_users
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
+from recserve.server.pipeline.ranker import ENGINES, RankerEngine
 from recserve.server.pipeline.towers import TowerUsers, user_feed
 from recserve.server.pipeline.types import History, Result, UserState
 from recserve.server.rpc.convert import Converter
@@ -172,21 +172,23 @@ def test_ranked_items_equal_the_offline_pipelines(address: str, offline: Offline
             assert {item.item_id for item in served.items} <= known
 
 
-def test_margins_are_lightgbms_and_user_vectors_onnxruntimes(demo: DemoPaths, offline: Offline) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_margins_are_lightgbms_and_user_vectors_onnxruntimes(
+    demo: DemoPaths, offline: Offline, engine: RankerEngine
+) -> None:
     bundle = open_bundle(demo.bundle)
-    pipeline = open_pipeline(bundle, allow_native_code=True)
+    pipeline = open_pipeline(bundle, ranker_engine=engine, allow_native_code=True)
     users = list(offline.states)[:50]
     work = [
         (offline.converter.recommend(request_for(user, row), "x", time.monotonic() + 60).query, offline.state(user))
         for row, user in enumerate(users)
     ]
     subjects, candidates = zip(*pipeline.retrieve(work), strict=True)
-    dims = {name: space.dim for name, space in bundle.spaces.items()}
-    features = pipeline.engines.features.compute(
-        item_arrays(bundle), assemble(bundle.schema, subjects, candidates, dims)
-    )
+    inputs = pipeline.ranking_inputs(subjects, candidates)
+    features = inputs.matrix()
     assert pipeline.engines.ranker is not None
-    margins = pipeline.engines.ranker.margins(features)
+    margins = pipeline.engines.ranker.score(inputs)
+    assert margins.tobytes() == pipeline.engines.ranker.margins(features).tobytes()
     for column, forest in enumerate(bundle.manifest.forests):
         booster = lightgbm.Booster(model_file=str(bundle.file(forest.model)))
         assert margins[:, column].tobytes() == np.asarray(booster.predict(features, raw_score=True)).tobytes()
@@ -197,6 +199,19 @@ def test_margins_are_lightgbms_and_user_vectors_onnxruntimes(demo: DemoPaths, of
     for row, who in enumerate(subjects):
         (expected,) = session.run([tower.output], {name: values[row : row + 1] for name, values in feed.items()})
         assert who.vectors["ann"].tobytes() == expected[0].tobytes()
+
+
+def test_an_answer_does_not_depend_on_the_engine(demo: DemoPaths, offline: Offline) -> None:
+    bundle = open_bundle(demo.bundle)
+    work = [
+        (offline.converter.recommend(request_for(user, row), "x", time.monotonic() + 60).query, offline.state(user))
+        for row, user in enumerate([*list(offline.states)[:30], "nobody"])
+    ]
+    answers = [open_pipeline(bundle, ranker_engine=each, allow_native_code=True).run(work) for each in ENGINES]
+    for one, other in zip(*answers, strict=True):
+        assert isinstance(one, Result)
+        assert isinstance(other, Result)
+        assert rows_of(offline, one) == rows_of(offline, other)
 
 
 def test_64_callers_with_leavers_and_latecomers_get_what_they_would_get_alone(address: str, offline: Offline) -> None:

@@ -261,3 +261,46 @@ def test_pairs_must_be_exact_in_float32(shop, cardinalities, size, fits):
     else:
         with pytest.raises(FeatureSchemaError, match=r'features\[0\] "cross": .* pairs are more than the 16777216'):
             FeatureProgram(schema, sizes)
+
+
+def test_scopes_say_what_a_feature_depends_on(shop_json):
+    expected = {
+        "item": [
+            feature("value", "item.price"),
+            feature("log1p", "item.price"),
+            feature("pair", "item.category", "item.target_gender"),
+            feature("hour_sin", "item.launch_time"),
+        ],
+        "request": [
+            feature("value", "user.age"),
+            feature("pair", "context.device", "context.weekday"),
+            feature("equal", "user.gender", "user.gender"),
+            feature("days_since", "user.signup"),
+            feature("hour_cos", "context.time"),
+        ],
+        "cross": [
+            feature("days_since", "item.launch_time"),
+            feature("ratio", "item.price", "user.age"),
+            feature("value", "source.ann.score"),
+            feature("dot", "space.als"),
+            feature("count", "history.item"),
+            feature("count", "history.category"),
+        ],
+    }
+    for scope, features in expected.items():
+        for each in features:
+            document = shop_json | {"features": [each]}
+            assert FeatureSchema.from_json(json.dumps(document)).scopes == (scope,), each
+
+
+def test_select_cuts_features_and_keeps_columns(shop):
+    names = ("age", "price", "ann", "als")
+    inputs = ("user.age", "item.price", "source.ann.rank", "source.als.rank")
+    features = (FeatureSpec(name, "value", (address,)) for name, address in zip(names, inputs, strict=True))
+    schema = replace(shop, features=tuple(features))
+    part = schema.select([3, 1])
+    assert part.names == ("als", "price")
+    assert part.sources == ("als",)
+    assert part.scopes == ("cross", "item")
+    assert (part.user, part.context, part.item) == (shop.user, shop.context, shop.item)
+    assert schema.select([]).features == ()

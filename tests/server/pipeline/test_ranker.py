@@ -1,4 +1,4 @@
-"""Real bundles with real forests; LightGBM is the oracle."""
+"""Real bundles with real native forests; LightGBM is the oracle. tests/exporters has the other engine's."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def make_bundle(
 
 @pytest.fixture
 def ranker(make_bundle: Callable[..., Bundle]) -> Ranker:
-    found = open_ranker(make_bundle(), allow_native_code=True)
+    found = open_ranker(make_bundle(), engine="tl2cgen", allow_native_code=True)
     assert found is not None
     return found
 
@@ -122,26 +122,31 @@ def test_a_batch_equals_its_rows(ranker: Ranker) -> None:
 
 def test_a_bundle_without_forests_has_no_ranker(tiny_bundle: Callable[..., Path]) -> None:
     bundle = open_bundle(tiny_bundle())
-    assert open_ranker(bundle, allow_native_code=False) is None
+    assert open_ranker(bundle, engine="tl2cgen", allow_native_code=False) is None
 
 
 def test_native_code_must_be_allowed(make_bundle: Callable[..., Bundle]) -> None:
     with pytest.raises(
-        BundleUnsupportedError, match=r"'tiny' is native code.*allow_native_code = true under \[compute\]"
+        BundleUnsupportedError, match=r"native code of bundle 'tiny'.*allow_native_code = true under \[compute\]"
     ):
-        open_ranker(make_bundle(), allow_native_code=False)
+        open_ranker(make_bundle(), engine="tl2cgen", allow_native_code=False)
+
+
+def test_an_engine_that_the_bundle_lacks_is_not_replaced(make_bundle: Callable[..., Bundle]) -> None:
+    with pytest.raises(BundleUnsupportedError, match='no forests for the engine "bitsliced": export it again'):
+        open_ranker(make_bundle(), engine="bitsliced", allow_native_code=True)
 
 
 def test_a_library_for_another_machine_is_refused(make_bundle: Callable[..., Bundle]) -> None:
     bundle = make_bundle(lambda forests: forests[1]["native"][0].update(machine="riscv64"))
     with pytest.raises(BundleUnsupportedError, match=f"'purchase' is not compiled.*'{platform.machine()}'.*'riscv64'"):
-        open_ranker(bundle, allow_native_code=True)
+        open_ranker(bundle, engine="tl2cgen", allow_native_code=True)
 
 
 def test_a_file_that_is_no_library_is_refused(make_bundle: Callable[..., Bundle]) -> None:
     bundle = make_bundle(lambda forests: forests[0]["native"][0].update(file="ranker/model.click.txt"))
     with pytest.raises(BundleUnsupportedError, match=r"'click' does not load here.*file ranker/model\.click\.txt"):
-        open_ranker(bundle, allow_native_code=True)
+        open_ranker(bundle, engine="tl2cgen", allow_native_code=True)
 
 
 def test_a_library_of_another_width_is_refused(
@@ -159,7 +164,7 @@ def test_a_library_of_another_width_is_refused(
     with pytest.raises(
         BundleMismatchError, match=r"'click' is not what the manifest says.*features: expected 8, found 5"
     ):
-        open_ranker(bundle, allow_native_code=True)
+        open_ranker(bundle, engine="tl2cgen", allow_native_code=True)
 
 
 def test_a_forest_of_another_width_than_the_schema_is_refused(make_bundle: Callable[..., Bundle]) -> None:
@@ -170,4 +175,4 @@ def test_a_forest_of_another_width_than_the_schema_is_refused(make_bundle: Calla
 def test_some_objective_must_have_a_weight(make_bundle: Callable[..., Bundle]) -> None:
     bundle = make_bundle(lambda forests: [forest.update(weight=0.0) for forest in forests])
     with pytest.raises(BundleMismatchError, match="no objective has a weight"):
-        open_ranker(bundle, allow_native_code=True)
+        open_ranker(bundle, engine="tl2cgen", allow_native_code=True)
