@@ -157,9 +157,8 @@ def _source_columns(wanted: Sequence[str], candidates: Candidates) -> tuple[NDAr
     for column, name in enumerate(wanted):
         if name in candidates.sources:
             found = candidates.sources.index(name)
-            proposed = candidates.ranks[:, found] > 0
-            scores[:, column] = candidates.scores[:, found]
-            ranks[proposed, column] = candidates.ranks[proposed, found]
+            scores[:, column], its = candidates.scores[:, found], candidates.ranks[:, found]
+            ranks[:, column] = np.where(its > 0, its, np.nan)
     return scores, ranks
 
 
