@@ -60,18 +60,45 @@ def write_forest_set(
         _require_parity(forest, [boosters[entry.objective] for entry in forests], rows)
         for rows in _verification_blocks(texts)
     )
-    folder = writer.path(f"{layout.FOREST_SET}/version.npy").parent
-    folder.rmdir()  # the forest makes its own
-    forest.save(folder)
+    forest.save(writer.path(layout.FOREST_SET))
     features = features_read(forest, schema, "item")
     columns = len(forest.bin_columns(features))
     with writer.rows(layout.ITEM_BINS, np.uint8, (len(items.features), columns)) as file:
-        for values in _item_values(schema.select(features), cardinalities, items):
-            file.append(forest.bin_matrix(values, features))
+        for bins in item_bins(forest, schema, cardinalities, items):
+            file.append(bins)
     entry = manifest_pb2.ForestSet(
         folder=layout.FOREST_SET, set_hash=forest.set_hash, item_features=features, columns=columns
     )
     return entry, verified
+
+
+def item_bins(
+    forest: Forest, schema: FeatureSchema, cardinalities: Mapping[str, int], items: ItemArrays
+) -> Iterator[NDArray[np.uint8]]:
+    """The bins of all items, block by block: uint8 [n, columns], of the item features that the forest reads.
+
+    Args:
+        forest: reads the schema's features.
+        schema: the feature definitions.
+        cardinalities: the size of every vocabulary that the schema names.
+        items: the catalogue's side of the features; vectors are not read.
+    """
+    features = features_read(forest, schema, "item")
+    part = schema.select(features)
+    program = FeatureProgram(part, cardinalities)
+    nobody = Subject(
+        time_us=0,
+        known=False,
+        user=ColumnValues.missing(schema.user_layout, 1),
+        context=ColumnValues.missing(schema.context_layout, 1),
+        history=History.empty(),
+        history_rows=no_rows(),
+        recent_rows=no_rows(),
+    )
+    for start in range(0, len(items.features), ITEM_BLOCK):
+        rows = np.arange(start, min(start + ITEM_BLOCK, len(items.features)))
+        values = program.compute(items, assemble(part, [nobody], [Candidates.given(rows)], {}))
+        yield forest.bin_matrix(values, features)
 
 
 def _verification_blocks(texts: Sequence[ForestText]) -> Iterator[NDArray[np.float32]]:
@@ -94,22 +121,3 @@ def _require_parity(forest: Forest, boosters: Sequence[lightgbm.Booster], rows: 
             f"{found[row, output]}, features {rows[row].tolist()}"
         )
     return len(rows)
-
-
-def _item_values(
-    schema: FeatureSchema, cardinalities: Mapping[str, int], items: ItemArrays
-) -> Iterator[NDArray[np.float32]]:
-    """Features that depend on the item alone, block by block: float32 [n, features]."""
-    program = FeatureProgram(schema, cardinalities)
-    nobody = Subject(
-        time_us=0,
-        known=False,
-        user=ColumnValues.missing(schema.user_layout, 1),
-        context=ColumnValues.missing(schema.context_layout, 1),
-        history=History.empty(),
-        history_rows=no_rows(),
-        recent_rows=no_rows(),
-    )
-    for start in range(0, len(items.features), ITEM_BLOCK):
-        rows = np.arange(start, min(start + ITEM_BLOCK, len(items.features)))
-        yield program.compute(items, assemble(schema, [nobody], [Candidates.given(rows)], {}))

@@ -37,7 +37,7 @@ def inspect_bundle(path: Path) -> RenderableType:
         _overview(bundle),
         _columns(bundle),
         _spaces(manifest.spaces),
-        _forests(manifest.forests),
+        _forests(manifest),
         _metrics(manifest),
     ]
     return Group(*(part for part in parts if part is not None))
@@ -151,11 +151,13 @@ def _spaces(spaces: Sequence[manifest_pb2.Space]) -> Table | None:
     return table
 
 
-def _forests(forests: Sequence[manifest_pb2.Forest]) -> Table | None:
-    if not forests:
+def _forests(manifest: manifest_pb2.Manifest) -> Table | None:
+    if not manifest.forests:
         return None
-    table = _table("forests", "objective", "weight", "trees", "features", "calibration", "native code")
-    for forest in forests:
+    table = _table("forests", "objective", "weight", "trees", "features", "calibration", "engines")
+    for forest in manifest.forests:
+        engines = ["bitsliced"] if manifest.HasField("forest_set") else []
+        engines += [f"tl2cgen ({native.machine})" for native in forest.native]
         _add(
             table,
             forest.objective,
@@ -163,7 +165,7 @@ def _forests(forests: Sequence[manifest_pb2.Forest]) -> Table | None:
             str(forest.trees),
             str(forest.features),
             manifest_pb2.CalibrationKind.Name(forest.calibration.kind).lower(),
-            ", ".join(native.machine for native in forest.native) or "none",
+            ", ".join(engines) or "none",
         )
     return table
 
@@ -218,6 +220,8 @@ def _facts(bundle: Bundle) -> dict[str, str]:
         facts[f"space {space.name}"] = ", ".join(described)
     for forest in manifest.forests:
         facts[f"forest {forest.objective}"] = f"{forest.trees} trees, {forest.features} features, {forest.weight:g}"
+    if manifest.HasField("forest_set"):
+        facts["forest set"] = manifest.forest_set.set_hash[:12]
     for name, value in manifest.offline_metrics.items():
         facts[f"metric {name}"] = f"{value:.6g}" if isinstance(value, float) else str(value)
     return facts

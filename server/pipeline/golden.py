@@ -191,8 +191,9 @@ class _Stages:
         margins = ranker.margins(np.ascontiguousarray(self._matrix(rows)))
         expected = self._golden.array("rank.margins", np.float64, rows, len(objectives))
         _require_equal(expected, margins, "rank.margins", self._cell(objectives))
-        by_request = ranker.score(self._pipeline.ranking_inputs(*self._stage_inputs()))
-        _require_equal(expected, by_request, "rank.margins", self._cell(objectives))
+        cell = self._cell(objectives)
+        served = ranker.score(self._pipeline.ranking_inputs(*self._stage_inputs()))
+        _require_equal(expected, served, "rank.margins", lambda at: f"as served, {cell(at)}")
         expected = self._golden.array("rank.relevance", np.float64, rows, len(objectives))
         tolerance = 0.0 if self._same_cpu else RELEVANCE_TOLERANCE
         _require_equal(

@@ -13,6 +13,8 @@ import lightgbm
 import numpy as np
 import pytest
 
+from recserve.exporters.bitsliced import item_bins
+from recserve.exporters.forest import compile_forest
 from recserve.kernels.forest import Forest
 from recserve.server.bundle.errors import (
     BundleCorruptError,
@@ -24,7 +26,7 @@ from recserve.server.bundle.errors import (
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
 from recserve.server.pipeline.assemble import Candidates, Subject
-from recserve.server.pipeline.bitsliced import features_read
+from recserve.server.pipeline.bitsliced import BitslicedRanker, features_read
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
 from recserve.server.pipeline.ranker import ENGINES, Ranker
 from recserve.server.pipeline.types import Query, Result, UserState
@@ -102,6 +104,25 @@ def test_every_scope_is_read(complete_bundle: Path) -> None:
     assert sorted(itertools.chain(*parts)) == sorted(set(forest.column_features.tolist()))
     assert bundle.item_bins is not None
     assert bundle.item_bins.shape == (bundle.catalogue.size, len(forest.bin_columns(parts[0])))
+
+
+@pytest.mark.parametrize("scopes", [("item",), ("request",), ("cross",), ("item", "cross"), ("request", "cross"), ()])
+def test_a_forest_may_read_any_part_of_a_request(
+    pipelines: dict[str, Pipeline], requests: Requests, scopes: tuple[str, ...]
+) -> None:
+    bundle, inputs = pipelines["bitsliced"].bundle, pipelines["bitsliced"].ranking_inputs(*requests)
+    matrix = inputs.matrix()
+    read = np.array([scope in scopes for scope in bundle.schema.scopes])
+    values = np.nan_to_num(matrix[:, read])
+    labels = (values / (1 + values.std(axis=0))).sum(axis=1) + np.random.default_rng(4).normal(size=len(matrix))
+    settings = {"num_leaves": 15, "verbose": -1, "num_threads": 1, "min_data_in_leaf": 2}
+    booster = lightgbm.train(settings, lightgbm.Dataset(np.where(read, matrix, 0), labels), 8)
+    forest = compile_forest(booster)
+    assert {bundle.schema.scopes[feature] for feature in forest.column_features} == set(scopes)
+    bins = np.concatenate(list(item_bins(forest, bundle.schema, bundle.cardinalities, inputs.items)))
+    ranker = BitslicedRanker(bundle.manifest.forests[:1], forest, bins, bundle.schema, bundle.cardinalities)
+    expected = booster.predict(matrix, raw_score=True, num_threads=1)
+    assert ranker.score(inputs)[:, 0].tobytes() == np.asarray(expected).tobytes()
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -209,6 +230,6 @@ def test_bins_of_other_items(complete_copy: Path, damaged: Callable[..., Pipelin
     """Only the request path reads them; the golden requests take it, too."""
     path = complete_copy / "items/bins.npy"
     np.save(path, np.roll(np.load(path), 1, axis=0))
-    with pytest.raises(BundleGoldenError) as caught:
+    with pytest.raises(BundleGoldenError, match=r"^as served, golden request 0, ") as caught:
         damaged()
     assert caught.value.field == "rank.margins"

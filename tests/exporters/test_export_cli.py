@@ -84,7 +84,15 @@ def test_build_from_other_tables_gives_the_same_files(run: Run, complete: Any, t
 def test_inspect(run: Run, complete_bundle: Path) -> None:
     status, out, err = run("inspect", complete_bundle)
     assert (status, err) == (0, "")
-    for told in ("bundle shop 2025-06-01", "400", "items.parquet", "inner product, length 1", "isotonic", "0.4321"):
+    for told in (
+        "bundle shop 2025-06-01",
+        "400",
+        "items.parquet",
+        "inner product, length 1",
+        "isotonic",
+        "bitsliced",
+        "0.4321",
+    ):
         assert told in out
 
 
