@@ -56,10 +56,10 @@ def write_forest_set(
     texts = [parse_forest((writer.root / entry.model).read_text(encoding="utf-8")) for entry in forests]
     forest = compile_texts(texts)
     boosters = load_boosters(writer.root, forests)
-    verified = sum(
-        _require_parity(forest, [boosters[entry.objective] for entry in forests], rows)
-        for rows in _verification_blocks(texts)
-    )
+    verified = 0
+    for rows in _verification_blocks(texts):
+        require_same_margins(boosters, forest, rows)
+        verified += len(rows)
     forest.save(writer.path(layout.FOREST_SET))
     features = features_read(forest, schema, "item")
     columns = len(forest.bin_columns(features))
@@ -108,16 +108,25 @@ def _verification_blocks(texts: Sequence[ForestText]) -> Iterator[NDArray[np.flo
             yield np.ascontiguousarray(rows[start : start + BLOCK])
 
 
-def _require_parity(forest: Forest, boosters: Sequence[lightgbm.Booster], rows: NDArray[np.float32]) -> int:
-    """Compare the margins of all forests bit for bit; returns the number of rows."""
-    expected = np.stack([np.asarray(booster.predict(rows, raw_score=True), np.float64) for booster in boosters], axis=1)
-    found = forest.predict(rows).reshape(expected.shape)
-    differing = np.argwhere(expected.view(np.int64) != found.view(np.int64))
-    if len(differing):
-        row, output = differing[0]
-        raise ExportError(
-            f"ranker {output} of the bit-sliced forests does not answer as LightGBM does: {len(differing)} of "
-            f"{expected.size} raw scores differ, the first is LightGBM's {expected[row, output]} and here "
-            f"{found[row, output]}, features {rows[row].tolist()}"
-        )
-    return len(rows)
+def require_same_margins(boosters: Mapping[str, lightgbm.Booster], forest: Forest, rows: NDArray[np.float32]) -> None:
+    """Compare the margins of all forests bit for bit.
+
+    Args:
+        boosters: the oracles by objective, in the order of the forest's outputs.
+        forest: under test.
+        rows: float32 [n, features].
+
+    Raises:
+        ExportError: margins differ; the message shows the first that does.
+    """
+    found = forest.predict(rows).reshape(len(rows), forest.outputs)
+    for output, (objective, booster) in enumerate(boosters.items()):
+        expected, mine = np.asarray(booster.predict(rows, raw_score=True), np.float64), found[:, output]
+        differing = np.flatnonzero(expected.view(np.int64) != np.ascontiguousarray(mine).view(np.int64))
+        if len(differing):
+            first = differing[0]
+            raise ExportError(
+                f"ranker {objective!r}: the bit-sliced forest does not answer as LightGBM does: {len(differing)} of "
+                f"{len(rows)} verification rows differ, for the first LightGBM's raw score is {expected[first]} and "
+                f"the forest's {mine[first]}, features {rows[first].tolist()}"
+            )

@@ -13,7 +13,8 @@ import lightgbm
 import numpy as np
 import pytest
 
-from recserve.exporters.bitsliced import item_bins
+from recserve.exporters.bitsliced import item_bins, require_same_margins
+from recserve.exporters.errors import ExportError
 from recserve.exporters.forest import compile_forest
 from recserve.kernels.forest import Forest
 from recserve.server.bundle.errors import (
@@ -123,6 +124,18 @@ def test_a_forest_may_read_any_part_of_a_request(
     ranker = BitslicedRanker(bundle.manifest.forests[:1], forest, bins, bundle.schema, bundle.cardinalities)
     expected = booster.predict(matrix, raw_score=True, num_threads=1)
     assert ranker.score(inputs)[:, 0].tobytes() == np.asarray(expected).tobytes()
+
+
+def test_export_refuses_other_margins_than_lightgbms(
+    complete: Any, pipelines: dict[str, Pipeline], requests: Requests
+) -> None:
+    click, purchase = (
+        lightgbm.Booster(model_file=complete.shop.root / f"{objective}.txt") for objective in ("click", "purchase")
+    )
+    matrix = pipelines["bitsliced"].ranking_inputs(*requests).matrix()
+    require_same_margins({"click": click, "purchase": purchase}, compile_forest(click, purchase), matrix)
+    with pytest.raises(ExportError, match=f"'purchase': .*does not answer as LightGBM does: .* of {len(matrix)} "):
+        require_same_margins({"click": click, "purchase": purchase}, compile_forest(click, click), matrix)
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
