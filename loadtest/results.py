@@ -18,18 +18,7 @@ from rich.table import Table
 from recserve.server.pipeline.host import this_host
 
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
-PACKAGES = (
-    "recserve",
-    "numpy",
-    "grpcio",
-    "protobuf",
-    "faiss-cpu",
-    "onnxruntime",
-    "lightgbm",
-    "treelite",
-    "tl2cgen",
-    "lleaves",
-)
+PACKAGES = ("recserve", "numpy", "grpcio", "protobuf", "faiss-cpu", "onnxruntime", "lightgbm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
