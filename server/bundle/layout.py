@@ -55,6 +55,16 @@ COLUMN_PARTS: Final[dict[int, dict[str, np.dtype[np.generic]]]] = {
 }
 """By column type: its parts with their dtypes; the part "" stands for the column's only file."""
 
+LISTS_PARTS: Final[dict[str, np.dtype[np.generic]]] = {
+    "offsets": np.dtype("<i8"),
+    "rows": np.dtype("<i4"),
+    "scores": np.dtype("<f4"),
+}
+"""The parts of a candidate source's lists with their dtypes."""
+
+SOURCE_NAMES: Final = frozenset({"popular", "again", "similar", "new", "popular_in_category"})
+"""Candidate sources that bundles have without lists; neither spaces nor lists may take these names."""
+
 NAME_RULE: Final = operations.NAME_RULE
 
 
@@ -81,6 +91,11 @@ def string_table_file(stem: str, part: str) -> str:
 def space_file(space: str, name: str) -> str:
     """A file of a vector space, such as `vectors.npy`."""
     return f"spaces/{space}/{name}"
+
+
+def lists_file(source: str, part: str) -> str:
+    """The file of one part (offsets, rows, scores) of a candidate source's lists."""
+    return f"sources/{source}/{part}.npy"
 
 
 def check_relative(path: str, *, manifest: str) -> None:
