@@ -155,6 +155,17 @@ class Pipeline:
         self._retrieve(jobs)
         return [(job.request.subject, job.candidates) for job in jobs]
 
+    def proposals(self, work: Sequence[tuple[Query, UserState]], source: str, k: int) -> list[Proposal]:
+        """What one source says of each request by itself, without users' vectors.
+
+        Args:
+            work: as for `run`.
+            source: one of `sources`.
+            k: how many items are wanted of each.
+        """
+        requests = [self._resolve(query, state) for query, state in work]
+        return self._sources[source].propose(requests, k)
+
     def _resolve(self, query: Query, state: UserState) -> Request:
         """The query's user in terms of this bundle's rows."""
         layout = self.bundle.schema.user_layout

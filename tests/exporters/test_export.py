@@ -91,7 +91,7 @@ def test_a_bundle_says_what_it_is_and_what_it_was_made_from(complete: Any) -> No
 
 def test_progress_and_report_name_every_part(complete: Any) -> None:
     steps = re.findall(r"^(\S.*?) +[\d.]+ s$", complete.log, re.MULTILINE)
-    assert steps == ["items", "vector spaces", "rankers", "golden requests", "verification"]
+    assert steps == ["items", "vector spaces", "candidate sources", "rankers", "golden requests", "verification"]
     assert list(complete.report.seconds) == steps
     assert [check.part for check in complete.report.checks] == [
         "items",
@@ -341,7 +341,7 @@ def test_an_unknown_golden_user(shop: Any, complete: Any, tmp_path: Path) -> Non
 def test_a_ranker_of_another_number_of_features(shop: Any, complete: Any, tmp_path: Path) -> None:
     fewer = replace(shop.spec.features, features=shop.spec.features.features[:-1])
     spec = replace(shop.spec, features=fewer)
-    refused(tmp_path, spec, r"ranker 'click': .*18 features.*defines 17", snapshot=complete.snapshot)
+    refused(tmp_path, spec, r"ranker 'click': .*19 features.*defines 18", snapshot=complete.snapshot)
 
 
 def test_a_ranker_with_features_in_another_order(shop: Any, complete: Any, tmp_path: Path) -> None:
