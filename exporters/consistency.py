@@ -18,7 +18,7 @@ MAX_GOLDEN_REQUESTS = 1000
 _LEAST: Final[dict[type, dict[str, int | None]]] = {
     SourcesSpec: {"similar_items": 1, "new_days": None},
     TogetherSpec: {"top": 1, "min_baskets": 1, "max_items": 1, "shrinkage": 0},
-    TrendingSpec: {"top": 1, "days": None, "smoothing": 0},
+    TrendingSpec: {"top": 1, "days": None, "smoothing": None},
     PopularBySpec: {"top": 1, "days": 0},
 }
 """The least that each number of the candidate sources may be; None: more than 0."""

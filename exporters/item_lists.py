@@ -92,11 +92,10 @@ def trending(rows: Rows, times_us: NDArray[np.int64], items: int, spec: Trending
         items: in the catalogue.
         spec: what is recent, and how much is kept.
     """
-    recent = np.bincount(rows[_lately(times_us, spec.days)], minlength=items).astype(np.float64)
-    overall = np.bincount(rows, minlength=items).astype(np.float64)
-    usual = recent.sum() / overall.sum()
-    scores = (recent + spec.smoothing * usual) / (overall + spec.smoothing)
-    listed = np.flatnonzero(scores > usual)
+    recent = np.bincount(rows[_lately(times_us, spec.days)], minlength=items)
+    overall = np.bincount(rows, minlength=items)
+    scores = (recent + spec.smoothing * recent.sum() / overall.sum()) / (overall + spec.smoothing)
+    listed = np.flatnonzero(recent * overall.sum() > overall * recent.sum())  # the same in exact numbers
     return Lists.of(np.zeros(listed.size, np.int64), listed, scores[listed], lists=1, top=spec.top)
 
 
