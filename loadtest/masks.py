@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,8 +50,8 @@ def measure_filters(items: int, runs: int, random: np.random.Generator) -> Itera
         recent_rows=no_rows(),
     )
     state = UserState(known=True, columns=columns)
-    wanted = (_wanted(items, random) for _ in itertools.count())
-    cold = (ItemFilter(include_categories=np.array([code], np.int32)) for code in itertools.count())
+    wanted = iter([_wanted(items, random) for _ in range(20 * runs)])  # more than are timed: there is a warm-up
+    cold = iter([ItemFilter(include_categories=np.array([code], np.int32)) for code in range(CATEGORIES)])
 
     def mask(requests: Iterator[ItemFilter]) -> None:
         filters.release(filters.mask(next(requests), subject, state))
@@ -60,7 +59,7 @@ def measure_filters(items: int, runs: int, random: np.random.Generator) -> Itera
     mask(wanted)  # makes the bitmaps of the conditions with few values
     times = time_call(lambda: mask(wanted), runs=10 * runs)
     yield Measurement(name="recserve filter mask", params={"items": items, "conditions": 5}, milliseconds=times)
-    times = time_call(lambda: mask(cold), runs=min(10 * runs, CATEGORIES // 2))
+    times = time_call(lambda: mask(cold), runs=min(10 * runs, CATEGORIES - 100))
     yield Measurement(name="recserve filter mask, a new category", params={"items": items}, milliseconds=times)
 
 

@@ -110,6 +110,7 @@ class Filters:
         passing = bitmaps.unpack(mask, rows.size)
         excluded = self._excluded_rows(wanted, subject, state)
         if excluded.size:
+            excluded = np.sort(excluded)
             nearest = np.minimum(np.searchsorted(excluded, rows), excluded.size - 1)
             passing &= excluded[nearest] != rows
         return passing
@@ -153,16 +154,17 @@ class Filters:
         return self._by_price
 
     def _excluded_rows(self, wanted: ItemFilter, subject: Subject, state: UserState) -> Rows:
-        """Rows that are excluded one by one, ascending and distinct."""
-        parts = [wanted.exclude_rows]
+        """Rows that are excluded one by one, in any order, perhaps repeatedly."""
+        parts = [wanted.exclude_rows] if wanted.exclude_rows.size else []
         if wanted.exclude_purchased:
-            parts.append(subject.history_rows[subject.history.events == self._purchase_code])
+            bought = subject.history_rows[subject.history.events == self._purchase_code]
+            parts.append(bought[bought >= 0])
         if wanted.exclude_shown:
-            parts.append(self._catalogue.rows_of_keys(state.shown))
-        if not any(part.size for part in parts):
-            return no_rows()
-        rows = np.unique(np.concatenate(parts))
-        return rows[rows >= 0]
+            shown = self._catalogue.rows_of_keys(state.shown)
+            parts.append(shown[shown >= 0])
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else no_rows()
 
 
 def _conditions(catalogue: Catalogue, wanted: ItemFilter) -> Iterator[_Condition]:
