@@ -29,7 +29,8 @@ class RowsByCode:
     """
 
     def __init__(self, codes: NDArray[np.int32], cardinality: int, order: Rows) -> None:
-        ordered = np.asarray(codes)[order]
+        # NumPy sorts integers of 16 bits by radix, about ten times as fast as wider ones.
+        ordered = codes.astype("<i2" if cardinality <= np.iinfo(np.int16).max else "<i4")[order]
         by_code = np.argsort(ordered, kind="stable")
         first = int(np.count_nonzero(ordered < 0))
         self._rows = order[by_code[first:]].astype(np.int32)
