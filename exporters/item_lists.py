@@ -56,10 +56,10 @@ def bought_together(baskets: Rows, rows: Rows, items: int, spec: TogetherSpec) -
         items: in the catalogue.
         spec: what is kept.
     """
-    pairs = np.unique(np.stack([baskets, rows], axis=1), axis=0)
-    _, basket, sizes = np.unique(pairs[:, 0], return_inverse=True, return_counts=True)
+    basket, item = np.divmod(np.unique(np.unique(baskets, return_inverse=True)[1] * items + rows), items)
+    sizes = np.bincount(basket)
     kept = sizes[basket] <= spec.max_items
-    basket, item = basket[kept], pairs[kept, 1]
+    basket, item = basket[kept], item[kept]
     shape = (sizes.size, items)
     contents = scipy.sparse.csr_array((np.ones(item.size, np.int32), (basket, item)), shape=shape)
     of_items = contents.T.tocsr()
@@ -110,6 +110,7 @@ def popular_by(
     times_us: NDArray[np.int64],
     codes: Sequence[NDArray[np.int32]],
     cardinalities: Sequence[int],
+    items: int,
     spec: PopularBySpec,
 ) -> Lists:
     """One list per combination of values, and a last one of all events; see `PopularBySpec`.
@@ -119,6 +120,7 @@ def popular_by(
         times_us: when, microseconds UTC.
         codes: by column: the value's code of each event, -1 where missing.
         cardinalities: by column.
+        items: in the catalogue.
         spec: what is counted, and how much is kept.
     """
     lately = _lately(times_us, spec.days) if spec.days else np.ones(rows.size, np.bool_)
@@ -129,10 +131,10 @@ def popular_by(
         group = group * cardinality + column[lately]
         known &= column[lately] >= 0
     which = np.concatenate([group[known], np.full(rows.size, everybody)])
-    entries = np.stack([which, np.concatenate([rows[known], rows])], axis=1)
-    entries, counts = np.unique(entries, axis=0, return_counts=True)
-    totals = np.bincount(entries[:, 0], weights=counts, minlength=everybody + 1)
-    return Lists.of(entries[:, 0], entries[:, 1], counts / totals[entries[:, 0]], lists=everybody + 1, top=spec.top)
+    entries, counts = np.unique(which * items + np.concatenate([rows[known], rows]), return_counts=True)
+    which, listed = np.divmod(entries, items)
+    totals = np.bincount(which, weights=counts, minlength=everybody + 1)
+    return Lists.of(which, listed, counts / totals[which], lists=everybody + 1, top=spec.top)
 
 
 def _lately(times_us: NDArray[np.int64], days: float) -> NDArray[np.bool_]:

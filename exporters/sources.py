@@ -89,7 +89,7 @@ def _all_lists(
         sizes = [len(items.vocabularies[category_columns(schema)[name].vocabulary]) for name in each.columns]
         codes = [found.codes[name] for name in each.columns]
         described = manifest_pb2.ItemLists(name=each.name, kind=manifest_pb2.POPULAR_BY, columns=each.columns)
-        yield described, popular_by(found.rows, found.times_us, codes, sizes, each)
+        yield described, popular_by(found.rows, found.times_us, codes, sizes, len(items.ids), each)
 
 
 def _trending(sources: SourcesSpec, events: Events | None, items: ItemTable) -> Lists:

@@ -110,7 +110,7 @@ def test_trending_by_a_column() -> None:
 def test_popular_by(events: list[tuple[int, int, int, int]], days: float, top: int) -> None:
     rows, when, first, second = (np.array(each) for each in zip(*events, strict=True))
     spec = PopularBySpec(name="x", columns=["a", "b"], days=days, top=top)
-    found = popular_by(rows, when * DAY_US, [first.astype(np.int32), second.astype(np.int32)], [3, 2], spec)
+    found = popular_by(rows, when * DAY_US, [first.astype(np.int32), second.astype(np.int32)], [3, 2], ITEMS, spec)
     lately = [event for event in events if not days or event[1] > max(when) - days]
     groups = [[row for row, _, a, b in lately if (a, b) == values] for values in itertools.product(range(3), range(2))]
     groups.append([row for row, *_ in lately])
