@@ -124,10 +124,13 @@ class TooOld:
     earliest: datetime.datetime
     name: str = "too old"
 
+    def __post_init__(self) -> None:
+        _utc(self.earliest)
+
     @property
     def description(self) -> str:
         """See Rule."""
-        return f"{self.column} before {self.earliest:%Y-%m-%d %H:%M} UTC"
+        return f"{self.column} before {_utc(self.earliest):%Y-%m-%d %H:%M} UTC"
 
     def finds(self, events: Table) -> pa.Array | pa.ChunkedArray:
         """See Rule."""
@@ -142,10 +145,13 @@ class InFuture:
     latest: datetime.datetime
     name: str = "in the future"
 
+    def __post_init__(self) -> None:
+        _utc(self.latest)
+
     @property
     def description(self) -> str:
         """See Rule."""
-        return f"{self.column} after {self.latest:%Y-%m-%d %H:%M} UTC"
+        return f"{self.column} after {_utc(self.latest):%Y-%m-%d %H:%M} UTC"
 
     def finds(self, events: Table) -> pa.Array | pa.ChunkedArray:
         """See Rule."""
@@ -462,11 +468,11 @@ def _either(columns: Sequence[str]) -> str:
 
 
 def _instant(time: datetime.datetime) -> pa.Scalar:
-    """As the gate's times are stored.
+    """As the gate's times are stored."""
+    return pa.scalar(_utc(time).replace(tzinfo=None), _CLEAN["time"])
 
-    Raises:
-        ExportError: the time has no zone, so that it could be any of a day's.
-    """
+
+def _utc(time: datetime.datetime) -> datetime.datetime:
     if time.tzinfo is None:
         raise ExportError(f"the time {time} has no zone: add one, such as datetime.UTC")
-    return pa.scalar(time.astimezone(datetime.UTC).replace(tzinfo=None), pa.timestamp("us"))
+    return time.astimezone(datetime.UTC)
