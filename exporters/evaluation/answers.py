@@ -22,7 +22,7 @@ TOP: Final = 10
 BATCH: Final = 32
 """Users per micro-batch."""
 FULL, OWN, UNION = "full", "own", "union"
-RANKED, DIVERSIFIED = "before", "after"
+BEFORE, AFTER = "before", "after"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +67,7 @@ def answer(
 
 def _answer_batch(pipeline: Pipeline, requests: Requests, users: Users, purchase: int) -> Answers:
     ranked = _run(pipeline, [requests.ranked(user) for user in users.ids], users.states)
-    lists, diversity = _pipeline_lists(pipeline, requests, users, ranked)
+    lists, diversity = _pipeline_lists(pipeline, requests, ranked)
     candidates = _padded([each.rows for each in ranked], requests.base.pool)
     labels = hits(candidates, users.relevant)
     found = {UNION: recall(labels, users.relevant.counts)}
@@ -84,17 +84,19 @@ def _answer_batch(pipeline: Pipeline, requests: Requests, users: Users, purchase
 
 
 def _pipeline_lists(
-    pipeline: Pipeline, requests: Requests, users: Users, ranked: Sequence[Result]
+    pipeline: Pipeline, requests: Requests, ranked: Sequence[Result]
 ) -> tuple[dict[str, Lists], dict[str, Lists]]:
-    """The list that is served, and the lists before and after diversity."""
+    """The lists that are served, and those before and after diversity.
+
+    Diversity chooses among scored candidates, whose order does not matter to it.
+    """
     before = _padded([each.rows for each in ranked], TOP)
     options = requests.base.rerank if requests.diversified else requests.trial
     if options is None:
         return {FULL: before}, {}
-    after = _run(pipeline, [requests.tried(user, options) for user in users.ids], users.states)
-    diversified = _padded([each.rows for each in after], TOP)
-    served = diversified if requests.diversified else before
-    return {FULL: served}, {RANKED: before, DIVERSIFIED: diversified}
+    chosen = [each.rows[pipeline.choose(each.scores, each.rows, requests.base.count, options)[0]] for each in ranked]
+    after = _padded(chosen, TOP)
+    return {FULL: after if requests.diversified else before}, {BEFORE: before, AFTER: after}
 
 
 def _run(pipeline: Pipeline, queries: Sequence[Query], states: Sequence[UserState]) -> list[Result]:

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
-from recserve.exporters.evaluation.answers import FULL, UNION
+from recserve.exporters.evaluation.answers import FULL
 from recserve.exporters.evaluation.bootstrap import Estimate
 from recserve.exporters.evaluation.metrics import Reliability
 from recserve.exporters.evaluation.results import COVERAGE, NDCG, Figures, Segment
@@ -74,6 +74,7 @@ def reliability_figure(bins: Reliability) -> str:
         shown = bins.observed > 0
         floor = min(bins.predicted.min(), bins.observed[shown].min()) / 2
         axes.plot((floor, 1), (floor, 1), color=REST, linewidth=1.2, zorder=0)
+        axes.set_xlim(bins.predicted.min() / 1.5, min(1.2, bins.predicted.max() * 1.5))
         observed = np.maximum(bins.observed, floor)
         axes.vlines(bins.predicted, np.maximum(low, floor), high, color=ACCENT, linewidth=1.2, alpha=0.5)
         axes.plot(bins.predicted[shown], observed[shown], "o-", color=ACCENT, markersize=5, linewidth=1)
@@ -81,9 +82,10 @@ def reliability_figure(bins: Reliability) -> str:
         axes.set(xscale="log", yscale="log", ylabel="share that was taken", ylim=(floor / 1.2, 1.4))
         below.vlines(bins.predicted, 0.5, bins.counts, color=SOFT, linewidth=4)
         below.set(yscale="log", xlabel="predicted relevance", ylabel="candidates", ylim=(0.5, 3 * bins.counts.max()))
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        narrow = bins.predicted.max() < 100 * bins.predicted.min()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
         for each in (axes.xaxis, axes.yaxis):
-            each.set_major_formatter(plain)
+            each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.minorticks_off()
         below.minorticks_off()
         return svg(figure)
@@ -103,15 +105,10 @@ def diversity_figure(before: Figures, after: Figures) -> str:
                     axes.plot((place, place), each.interval, color=INK, linewidth=1.1)
                 axes.text(place, _high(each) + 0.03 * top, f"{each.value:.3g}", ha="center", va="bottom")
             axes.set(xticks=(0, 1), xticklabels=("before", "after"), yticks=(), ylim=(0, 1.2 * top), xlim=(-0.7, 1.7))
-            axes.set_title(name, fontsize=10, color=INK)
+            axes.set_title("NDCG@10" if name == NDCG else name, fontsize=10, color=INK)
             axes.tick_params(axis="x", length=0)
             axes.spines["left"].set_visible(False)
         return svg(figure)
-
-
-def recall_figure(recall: Figures, name: str) -> str:
-    """Recall by source, the union last."""
-    return bars_figure(recall, winner=UNION, label=name)
 
 
 def _high(each: Estimate) -> float:

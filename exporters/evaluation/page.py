@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from recserve.exporters.evaluation.answers import FULL
+from recserve.exporters.evaluation.answers import AFTER, BEFORE, FULL, UNION
 from recserve.exporters.evaluation.bootstrap import Estimate
 from recserve.exporters.evaluation.figures import (
     bars_figure,
     diversity_figure,
-    recall_figure,
     reliability_figure,
     segments_figure,
 )
-from recserve.exporters.evaluation.results import ACCURACY, BEYOND, COVERAGE, NDCG, Evaluation, Figures, ModeResult
+from recserve.exporters.evaluation.results import (
+    ACCURACY,
+    BEYOND,
+    COVERAGE,
+    NDCG,
+    Calibration,
+    Evaluation,
+    Figures,
+    ModeResult,
+)
 from recserve.exporters.evaluation.times import shown_time
+from recserve.exporters.spec import EvaluationMode
 
-TITLES: Final = {"all": "everything they took counts", "first": "only what was new to them counts"}
+TITLES: Final[Mapping[EvaluationMode, str]] = {
+    "all": "everything they took counts",
+    "first": "only what was new to them counts",
+}
 COLUMNS: Final = (*ACCURACY, *BEYOND, COVERAGE)
 
 
@@ -56,44 +68,43 @@ def evaluation_context(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _mode(name: str, mode: ModeResult, evaluation: Evaluation) -> dict[str, Any]:
-    found = mode.calibration
+def _mode(name: EvaluationMode, mode: ModeResult, evaluation: Evaluation) -> dict[str, Any]:
+    ndcg = {system: figures[NDCG] for system, figures in mode.systems.items()}
     return {
         "name": name,
         "title": TITLES[name],
         "users": f"{mode.users:,}",
-        "ndcg": f"{mode.systems[FULL][NDCG].value:.3f}",
-        "comparisons": list(_comparisons(mode)),
-        "systems_svg": bars_figure(
-            {system: figures[NDCG] for system, figures in mode.systems.items()}, winner=FULL, label=NDCG.upper()
-        ),
-        "recall_svg": recall_figure(mode.recall, evaluation.recall_name),
+        "cards": list(_cards(mode)),
+        "systems_svg": bars_figure(ndcg, winner=FULL, label=NDCG.upper()),
+        "recall_svg": bars_figure(mode.recall, winner=UNION, label=evaluation.recall_name),
         "segments_svg": segments_figure(mode.segments),
-        "reliability_svg": reliability_figure(found.reliability) if found else None,
-        "calibration": None
-        if not found
-        else f"AUC {found.auc:.3f} · log loss {found.log_loss:.4f} (always {found.base_rate:.2%}: "
-        f"{found.base_log_loss:.4f}) · expected calibration error {found.reliability.expected_error:.4f}",
-        "diversity_svg": diversity_figure(mode.diversity["before"], mode.diversity["after"])
-        if mode.diversity
-        else None,
+        "reliability_svg": reliability_figure(mode.calibration.reliability) if mode.calibration else None,
+        "calibration": _calibration(mode.calibration) if mode.calibration else None,
+        "diversity_svg": diversity_figure(mode.diversity[BEFORE], mode.diversity[AFTER]) if mode.diversity else None,
         "rows": [(system, [_cell(figures, column) for column in COLUMNS]) for system, figures in mode.systems.items()],
     }
 
 
-def _comparisons(mode: ModeResult) -> Iterator[dict[str, Any]]:
-    """The pipeline against each baseline, in words."""
-    full = mode.systems[FULL][NDCG].value
+def _cards(mode: ModeResult) -> Iterator[dict[str, str]]:
+    """The pipeline by itself, then beside each baseline: the ratio, and the paired difference."""
+    full = mode.systems[FULL][NDCG]
+    yield {"value": f"{full.value:.3f}", "label": NDCG.upper(), "interval": _interval(full), "verdict": ""}
     for system, difference in mode.differences.items():
         other = mode.systems[system][NDCG].value
         low, high = difference.interval or (difference.value, difference.value)
         yield {
-            "system": system,
-            "ratio": f"{full / other:.2f} x" if other else "",
-            "difference": f"{difference.value:+.3f}",
-            "interval": f"{low:+.3f} to {high:+.3f}",
-            "verdict": "better" if low > 0 else "worse" if high < 0 else "not told apart",
+            "value": f"{full.value / other:.2f} x {system}" if other else f"{system} 0",
+            "label": f"difference {difference.value:+.3f}",
+            "interval": _interval(difference, "+"),
+            "verdict": "better" if low > 0 else "worse" if high < 0 else "",
         }
+
+
+def _calibration(found: Calibration) -> str:
+    return (
+        f"AUC {found.auc:.3f}, expected calibration error {found.reliability.expected_error:.4f}, log loss "
+        f"{found.log_loss:.4f} (saying {found.base_rate:.2%} of all: {found.base_log_loss:.4f})"
+    )
 
 
 def _cell(figures: Figures, column: str) -> str:
@@ -114,11 +125,11 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
             "catalogue does not have; nothing could have recommended them, so they do not count"
         )
     if truth.unknown_users:
-        yield f"{truth.unknown_users:,} users took nothing but such items and are left out"
+        yield f"users who took nothing but such items, and are left out: {truth.unknown_users:,}"
     if evaluation.new_users:
-        yield f"{evaluation.new_users:,} users have no history; the segment “new” is theirs"
+        yield f"users without history, who are the segment “new”: {evaluation.new_users:,}"
     if evaluation.sampled:
-        yield f"{evaluation.sampled:,} of the {len(truth.user_ids):,} users were drawn"
+        yield f"drawn at random: {evaluation.sampled:,} of {len(truth.user_ids):,} users"
     if not truth.dated:
         yield "the truth has no times, so nothing says that it lies after the cut-off"
 
@@ -157,5 +168,9 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 
 def _with_interval(each: Estimate, sign: str = "") -> str:
+    return f"{each.value:{sign}.3f} [{_interval(each, sign)}]"
+
+
+def _interval(each: Estimate, sign: str = "") -> str:
     low, high = each.interval or (each.value, each.value)
-    return f"{each.value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{low:{sign}.3f} to {high:{sign}.3f}"

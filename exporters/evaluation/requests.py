@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -26,8 +27,8 @@ class Requests:
     """Requests in one mode.
 
     Attributes:
-        base: of nobody: the placement's, in every other respect.
-        trial: diversity to compare with where the placement has none; None where no space can measure it.
+        base: the placement's request of nobody.
+        trial: diversity to look at where the placement has none; None where no space can measure it.
     """
 
     base: Query
@@ -39,21 +40,17 @@ class Requests:
         return bool(self.base.rerank.caps) or self.base.rerank.mmr_weight is not None
 
     def served(self, user_id: str) -> Query:
-        """As a server would answer."""
+        """As a server asks for a user."""
         return replace(self.base, user_id=user_id)
 
     def ranked(self, user_id: str) -> Query:
-        """All candidates by score, without caps and diversity."""
+        """The same without caps and diversity, for all candidates: the answer holds them by score."""
         plain = replace(self.base.rerank, caps=(), mmr_weight=None)
-        return replace(self.base, user_id=user_id, rerank=plain, count=self.base.pool)
-
-    def tried(self, user_id: str, trial: RerankOptions) -> Query:
-        """With other options of reranking."""
-        return replace(self.base, user_id=user_id, rerank=trial)
+        return replace(self.served(user_id), rerank=plain, count=self.base.pool)
 
     def from_source(self, user_id: str, source: str) -> Query:
-        """One source alone; for retrieval, where a `count` of 0 keeps other sources from standing in."""
-        return replace(self.base, user_id=user_id, quotas=(Quota(source, 1.0),), count=0)
+        """The same of one source alone; for retrieval, where a `count` of 0 keeps other sources from standing in."""
+        return replace(self.served(user_id), quotas=(Quota(source, 1.0),), count=0)
 
 
 def make_requests(pipeline: Pipeline, placement: PlacementSpec, mode: EvaluationMode, time_us: int) -> Requests:
@@ -108,16 +105,31 @@ def _problems(pipeline: Pipeline, placement: PlacementSpec, mode: EvaluationMode
         yield "placement.mmr_weight: MMR needs a vector space of length 1; the bundle has none"
     if placement.freshness is not None and pipeline.bundle.catalogue.role("launch_time") is None:
         yield "placement.freshness: the bundle's catalogue has no column in the role 'launch_time'"
-    needs = [
-        name
-        for name, asked in (
-            ("mode 'first'", mode == "first"),
-            ("placement.exclude_purchased", placement.exclude_purchased),
-        )
-        if asked
-    ]
-    if needs and PURCHASE_EVENT not in pipeline.bundle.schema.event_types:
-        yield f"{needs[0]}: the bundle has no event type {PURCHASE_EVENT!r}"
+    wanted = {"mode 'first'": mode == "first", "placement.exclude_purchased": placement.exclude_purchased}
+    if any(wanted.values()) and PURCHASE_EVENT not in pipeline.bundle.schema.event_types:
+        asked = " and ".join(name for name, asks in wanted.items() if asks)
+        yield f"{asked}: the bundle has no event type {PURCHASE_EVENT!r}"
+    yield from _range_problems(placement)
+
+
+def _range_problems(placement: PlacementSpec) -> Iterator[str]:
+    """The ranges of a server's configuration."""
+    if placement.candidates < 1:
+        yield f"placement.candidates: expected at least 1, found {placement.candidates}"
+    for each in placement.sources:
+        if not 0 <= each.weight < math.inf:
+            yield f"placement.sources: the weight of {each.name!r} is {each.weight}, expected 0 or more"
+    for name, weight in placement.objective_weights.items():
+        if not 0 <= weight < math.inf:
+            yield f"placement.objective_weights: {name!r} is {weight}, expected 0 or more"
+    if placement.objective_weights and not any(placement.objective_weights.values()):
+        yield "placement.objective_weights: at least one must be above 0"
+    if placement.mmr_weight is not None and not 0 <= placement.mmr_weight <= 1:
+        yield f"placement.mmr_weight: expected 0 to 1, found {placement.mmr_weight}"
+    if any(cap.max < 1 or cap.window < 0 for cap in placement.caps):
+        yield "placement.caps: expected a max of at least 1, and a window of at least 0"
+    if placement.freshness and not (placement.freshness.boost >= 0 and placement.freshness.half_life_days > 0):
+        yield "placement.freshness: expected a boost of 0 or more, and a half-life above 0"
 
 
 def _unknown(what: str, name: str, known: tuple[str, ...] | list[str]) -> Iterator[str]:
