@@ -103,12 +103,17 @@ def diversity_figure(before: Figures, after: Figures) -> str:
                 axes.bar(place, each.value, 0.7, color=colour, linewidth=0)
                 if each.interval:
                     axes.plot((place, place), each.interval, color=INK, linewidth=1.1)
-                axes.text(place, _high(each) + 0.03 * top, f"{each.value:.3g}", ha="center", va="bottom")
+                axes.text(place, _high(each) + 0.03 * top, shown(each), ha="center", va="bottom")
             axes.set(xticks=(0, 1), xticklabels=("before", "after"), yticks=(), ylim=(0, 1.2 * top), xlim=(-0.7, 1.7))
             axes.set_title("NDCG@10" if name == NDCG else name, fontsize=10, color=INK)
             axes.tick_params(axis="x", length=0)
             axes.spines["left"].set_visible(False)
         return svg(figure)
+
+
+def shown(each: Estimate) -> str:
+    """Three digits behind the point, fewer where the figure is large."""
+    return f"{each.value:.3f}" if each.value < 1 else f"{each.value:.2f}"
 
 
 def _high(each: Estimate) -> float:

@@ -16,6 +16,7 @@ from recserve.exporters.evaluation.figures import (
     diversity_figure,
     reliability_figure,
     segments_figure,
+    shown,
 )
 from recserve.exporters.evaluation.results import (
     ACCURACY,
@@ -109,11 +110,6 @@ def _calibration(found: Calibration) -> str:
 
 def _cell(figures: Figures, column: str) -> str:
     return shown(figures[column]) if column in figures else ""
-
-
-def shown(each: Estimate) -> str:
-    """Three digits behind the point, fewer where the figure is large."""
-    return f"{each.value:.3f}" if each.value < 10 else f"{each.value:.1f}"
 
 
 def _notes(evaluation: Evaluation) -> Iterator[str]:
