@@ -134,4 +134,4 @@ def _range_problems(placement: PlacementSpec) -> Iterator[str]:
 
 def _unknown(what: str, name: str, known: tuple[str, ...] | list[str]) -> Iterator[str]:
     if name not in known:
-        yield f"{what} {name!r} is not in the bundle, which has {', '.join(known) or 'none'}{suggest(name, known)}"
+        yield f"{what} {name!r} is not in the bundle{suggest(name, known)}"

@@ -38,7 +38,7 @@ def test_evaluated_lists_are_served_lists(
     requests = make_requests(pipeline, PLACEMENT, mode, time_us)
     found = answer(pipeline, requests, users, purchase_code(pipeline.bundle), lambda _: None)
     with grpc.insecure_channel(address) as channel:
-        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        stub = recommender_pb2_grpc.RecommenderServiceStub(channel)
         for user, rows in zip(users.ids, found.lists["full"], strict=True):
             request = pb.RecommendRequest(user_id=user)
             request.context.time.FromMicroseconds(time_us)

@@ -406,8 +406,8 @@ def test_everything_that_a_bundle_cannot_serve_is_told_at_once(
         evaluate(pipeline, snapshot, replace(spec, placement=wrong))
     for part in (
         "'populer'",
-        "did you mean 'popular'",
-        "'price'",
+        'did you mean "popular"?',
+        "'price' is not in the bundle; valid: category",
         "'als'",
         "'revenue'",
         "candidates: expected at least 1",
