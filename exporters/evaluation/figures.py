@@ -72,7 +72,7 @@ def reliability_figure(bins: Reliability) -> str:
         figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         shown = bins.observed > 0
-        floor = min(bins.predicted.min(), bins.observed[shown].min()) / 2
+        floor = min(bins.predicted.min(), bins.observed[shown].min(initial=1.0)) / 2
         axes.plot((floor, 1), (floor, 1), color=REST, linewidth=1.2, zorder=0)
         axes.set_xlim(bins.predicted.min() / 1.5, min(1.2, bins.predicted.max() * 1.5))
         observed = np.maximum(bins.observed, floor)
