@@ -94,7 +94,7 @@ def _cards(mode: ModeResult) -> Iterator[dict[str, str]]:
         other = mode.systems[system][NDCG].value
         low, high = difference.interval or (difference.value, difference.value)
         yield {
-            "value": f"{full.value / other:.2f} x {system}" if other else f"{system} 0",
+            "value": f"{full.value / other:.2f} x {system}" if other else f"{system}: 0",
             "label": f"difference {difference.value:+.3f}",
             "interval": _interval(difference, "+"),
             "verdict": "better" if low > 0 else "worse" if high < 0 else "",
