@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recserve.exporters.errors import ExportError
 from recserve.exporters.evaluation import metrics
-from recserve.exporters.evaluation.answers import FULL, OWN, UNION, Answers, answer
+from recserve.exporters.evaluation.answers import ANY, FULL, OWN, UNION, Answers, answer
 from recserve.exporters.evaluation.bootstrap import Estimate, estimates
 from recserve.exporters.evaluation.metrics import Lists
 from recserve.exporters.evaluation.requests import Requests, make_requests
@@ -42,7 +42,7 @@ from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
 RELIABILITY_BINS: Final = 15
 
 Progress = Callable[[int, int], None]
-"""Is told how many requests' worth of users are done, and of how many."""
+"""Is told how many users are done in all modes together, and how many there are at most."""
 
 
 def evaluate_bundle(
@@ -102,7 +102,11 @@ def _check_spec(spec: EvaluationSpec, pipeline: Pipeline) -> None:
     for name, value in (("max_users", spec.max_users), ("resamples", spec.resamples)):
         if value < 1:
             raise ExportError(f"evaluation {name}: expected at least 1, found {value}")
-    taken = {FULL, OWN, UNION} & set(pipeline.sources)
+    if not 0 <= spec.segments.power_quantile <= 1 or not spec.segments.inactive_days > 0:
+        raise ExportError(
+            f"evaluation segments: expected inactive_days above 0 and a power_quantile of 0 to 1, found {spec.segments}"
+        )
+    taken = {ANY, FULL, OWN, UNION} & set(pipeline.sources)
     if taken:
         raise ExportError(f"evaluation: the space {min(taken)!r} has the name of a figure: rename the space")
 

@@ -9,19 +9,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.exporters.errors import ExportError
 from recserve.exporters.evaluation.metrics import Hits, Lists, hits, recall
 from recserve.exporters.evaluation.requests import Requests
 from recserve.exporters.evaluation.users import Users, purchases
-from recserve.server.pipeline.pipeline import Pipeline
+from recserve.server.pipeline.pipeline import Pipeline, Ranked
 from recserve.server.pipeline.sources import AGAIN, POPULAR
-from recserve.server.pipeline.types import Query, Result, Rows, UserState
+from recserve.server.pipeline.types import RerankOptions, Rows, UserState
 
 TOP: Final = 10
 """Places that count."""
 BATCH: Final = 32
 """Users per micro-batch."""
-FULL, OWN, UNION = "full", "own", "union"
+FULL, OWN, UNION, ANY = "full", "own", "union", "any"
 BEFORE, AFTER = "before", "after"
 
 
@@ -33,7 +32,8 @@ class Answers:
         lists: by system: "full" is the whole pipeline, a space's name and "popular" are these sources alone, "own" are
             the user's most frequent purchases. [users, TOP], filled up with -1.
         diversity: lists "before" and "after" caps and diversity; empty where the bundle has no space to measure in.
-        found: by source, and "union": recall among as many candidates as the placement ranks.
+        found: recall by source, each asked for as many candidates as the placement ranks; "union": of the candidates
+            that it ranks, as many; "any": of all that the sources proposed, which no quotas can exceed.
         relevance: [candidates of all users], calibrated; None without a ranker.
         labels: [candidates of all users]: whether the user took the item.
     """
@@ -66,16 +66,17 @@ def answer(
 
 
 def _answer_batch(pipeline: Pipeline, requests: Requests, users: Users, purchase: int) -> Answers:
-    ranked = _run(pipeline, [requests.ranked(user) for user in users.ids], users.states)
+    ranked = pipeline.rank(
+        [(requests.served(user), state) for user, state in zip(users.ids, users.states, strict=True)]
+    )
     lists, diversity = _pipeline_lists(pipeline, requests, ranked)
-    candidates = _padded([each.rows for each in ranked], requests.base.pool)
+    candidates = _padded([each.candidates.rows for each in ranked], requests.base.pool)
     labels = hits(candidates, users.relevant)
-    found = {UNION: recall(labels, users.relevant.counts)}
-    for source in pipeline.sources:
-        rows = _retrieve(pipeline, requests, source, users.ids, users.states)
-        found[source] = recall(hits(_padded(rows, requests.base.pool), users.relevant), users.relevant.counts)
-        if source != AGAIN:
-            lists[source] = _padded(rows, TOP)
+    proposed = {name: _retrieve(pipeline, requests, name, users.ids, users.states) for name in pipeline.sources}
+    together = [np.unique(np.concatenate(rows)) for rows in zip(*proposed.values(), strict=True)]
+    found = {name: _recall(rows, users) for name, rows in {**proposed, ANY: together}.items()}
+    found[UNION] = recall(labels, users.relevant.counts)
+    lists.update({name: _padded(rows, TOP) for name, rows in proposed.items() if name != AGAIN})
     if not requests.base.filter.exclude_purchased:
         bought = [purchases(state, purchase) for state in users.states]
         lists[OWN] = _padded(_retrieve(pipeline, requests, AGAIN, users.ids, bought), TOP)
@@ -84,28 +85,25 @@ def _answer_batch(pipeline: Pipeline, requests: Requests, users: Users, purchase
 
 
 def _pipeline_lists(
-    pipeline: Pipeline, requests: Requests, ranked: Sequence[Result]
+    pipeline: Pipeline, requests: Requests, ranked: Sequence[Ranked]
 ) -> tuple[dict[str, Lists], dict[str, Lists]]:
-    """The lists that are served, and those before and after diversity.
+    """The lists that are served, and those before and after diversity."""
 
-    Diversity chooses among scored candidates, whose order does not matter to it.
-    """
-    before = _padded([each.rows for each in ranked], TOP)
+    def chosen(options: RerankOptions) -> Lists:
+        return _padded([_choose(pipeline, each, requests.base.count, options) for each in ranked], TOP)
+
+    before = chosen(requests.plain)
     options = requests.base.rerank if requests.diversified else requests.trial
     if options is None:
         return {FULL: before}, {}
-    chosen = [each.rows[pipeline.choose(each.scores, each.rows, requests.base.count, options)[0]] for each in ranked]
-    after = _padded(chosen, TOP)
+    after = chosen(options)
     return {FULL: after if requests.diversified else before}, {BEFORE: before, AFTER: after}
 
 
-def _run(pipeline: Pipeline, queries: Sequence[Query], states: Sequence[UserState]) -> list[Result]:
-    results = []
-    for query, result in zip(queries, pipeline.run(list(zip(queries, states, strict=True))), strict=True):
-        if not isinstance(result, Result):
-            raise ExportError(f"the pipeline refused a request of user {query.user_id!r}: {result}") from result
-        results.append(result)
-    return results
+def _choose(pipeline: Pipeline, ranked: Ranked, count: int, options: RerankOptions) -> Rows:
+    rows = ranked.candidates.rows
+    places, _ = pipeline.choose(ranked.scores, rows, count, options)
+    return rows[places]
 
 
 def _retrieve(
@@ -114,6 +112,12 @@ def _retrieve(
     """What one source proposes, best first."""
     queries = [requests.from_source(user, source) for user in ids]
     return [found.rows for _, found in pipeline.retrieve(list(zip(queries, states, strict=True)))]
+
+
+def _recall(rows: Sequence[Rows], users: Users) -> NDArray[np.float64]:
+    """[users]: the share of each user's items that is among the user's rows."""
+    width = max(mine.size for mine in rows)
+    return recall(hits(_padded(rows, max(width, 1)), users.relevant), users.relevant.counts)
 
 
 def _padded(rows: Sequence[Rows], width: int) -> Lists:
@@ -130,7 +134,9 @@ def _join(parts: Sequence[Answers]) -> Answers:
     return Answers(
         lists={name: np.concatenate([part.lists[name] for part in parts]) for name in _ordered(first.lists)},
         diversity={name: np.concatenate([part.diversity[name] for part in parts]) for name in first.diversity},
-        found={name: np.concatenate([part.found[name] for part in parts]) for name in (*_sources(first.found), UNION)},
+        found={
+            name: np.concatenate([part.found[name] for part in parts]) for name in (*_sources(first.found), UNION, ANY)
+        },
         relevance=np.concatenate(relevance) if relevance else None,
         labels=np.concatenate([part.labels for part in parts]),
     )
@@ -143,4 +149,4 @@ def _ordered(lists: dict[str, Lists]) -> list[str]:
 
 
 def _sources(found: dict[str, NDArray[np.float64]]) -> list[str]:
-    return [name for name in found if name != UNION]
+    return [name for name in found if name not in (UNION, ANY)]

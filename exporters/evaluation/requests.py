@@ -39,14 +39,14 @@ class Requests:
         """Whether the placement caps or diversifies."""
         return bool(self.base.rerank.caps) or self.base.rerank.mmr_weight is not None
 
+    @property
+    def plain(self) -> RerankOptions:
+        """The placement's without caps and diversity."""
+        return replace(self.base.rerank, caps=(), mmr_weight=None)
+
     def served(self, user_id: str) -> Query:
         """As a server asks for a user."""
         return replace(self.base, user_id=user_id)
-
-    def ranked(self, user_id: str) -> Query:
-        """The same without caps and diversity, for all candidates: the answer holds them by score."""
-        plain = replace(self.base.rerank, caps=(), mmr_weight=None)
-        return replace(self.served(user_id), rerank=plain, count=self.base.pool)
 
     def from_source(self, user_id: str, source: str) -> Query:
         """The same of one source alone; for retrieval, where a `count` of 0 keeps other sources from standing in."""

@@ -58,7 +58,7 @@ class ModeResult:
         users: how many count.
         systems: figures by system; "full" is the whole pipeline.
         differences: full - system of NDCG, user by user, by system.
-        recall: by source, and "union": recall among the candidates.
+        recall: by source, "union" and "any"; see Answers.
         segments: by name; empty ones are left out.
         diversity: figures "before" and "after" caps and diversity.
         calibration: None without a ranker, or where nobody took a candidate.

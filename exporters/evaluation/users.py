@@ -60,7 +60,7 @@ class Users:
         left = []
         for index, state in enumerate(self.states):
             bought = catalogue.rows_of_keys(purchases(state, purchase).history.keys)
-            left.append(np.setdiff1d(self.relevant.of(index), bought, assume_unique=False))
+            left.append(np.setdiff1d(self.relevant.of(index), bought))
         return replace(self, relevant=Relevant.join(left)).take(np.flatnonzero([rows.size for rows in left]))
 
     def take(self, users: NDArray[np.int64]) -> Users:
