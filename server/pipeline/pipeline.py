@@ -62,6 +62,21 @@ class Engines:
     select: Select = rerank_kernel.select
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """One request before re-ranking.
+
+    Attributes:
+        candidates: all of them, in no particular order.
+        scores: [n]; what the list is chosen by, freshness included.
+        relevance: [n], calibrated, in (0, 1); None where no ranker ran.
+    """
+
+    candidates: Candidates
+    scores: NDArray[np.float64]
+    relevance: NDArray[np.float64] | None
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     """One request of a micro-batch and what the stages have made of it."""
@@ -165,6 +180,18 @@ class Pipeline:
         """
         requests = [self._resolve(query, state) for query, state in work]
         return self._sources[source].propose(requests, k)
+
+    def rank(self, work: Sequence[tuple[Query, UserState]]) -> list[Ranked]:
+        """The road up to re-ranking, for whoever evaluates; `choose` is what remains of it.
+
+        Args:
+            work: as for `run`; deadlines are not looked at.
+        """
+        jobs = [_Job(self._resolve(query, state)) for query, state in work]
+        self._embed(jobs)
+        self._retrieve(jobs)
+        self._rank(jobs)
+        return [Ranked(job.candidates, self._fresh_scores(job), job.relevance) for job in jobs]
 
     def _resolve(self, query: Query, state: UserState) -> Request:
         """The query's user in terms of this bundle's rows."""
@@ -285,9 +312,7 @@ class Pipeline:
     def _answer(self, job: _Job) -> Result:
         """Freshness, then caps and diversity, then exactly as many as were asked for."""
         query, candidates = job.query, job.candidates
-        scores = job.scores
-        if query.rerank.freshness is not None:
-            scores = freshen(scores, self.bundle.catalogue, candidates.rows, query.time_us, query.rerank.freshness)
+        scores = self._fresh_scores(job)
         chosen, relaxed = self.choose(scores, candidates.rows, query.count, query.rerank)
         rows, ranks = candidates.rows[chosen], candidates.ranks[chosen]
         return Result(
@@ -302,6 +327,12 @@ class Pipeline:
             degraded=(Degraded("diversity", "caps_relaxed"),) if relaxed else (),
             times=job.times,
         )
+
+    def _fresh_scores(self, job: _Job) -> NDArray[np.float64]:
+        freshness = job.query.rerank.freshness
+        if freshness is None:
+            return job.scores
+        return freshen(job.scores, self.bundle.catalogue, job.candidates.rows, job.query.time_us, freshness)
 
     def choose(
         self, scores: NDArray[np.float64], rows: Rows, count: int, options: RerankOptions
