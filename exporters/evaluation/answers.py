@@ -76,7 +76,8 @@ def _answer_batch(pipeline: Pipeline, requests: Requests, users: Users, purchase
     together = [np.unique(np.concatenate(rows)) for rows in zip(*proposed.values(), strict=True)]
     found = {name: _recall(rows, users) for name, rows in {**proposed, ANY: together}.items()}
     found[UNION] = recall(labels, users.relevant.counts)
-    lists.update({name: _padded(rows, TOP) for name, rows in proposed.items() if name != AGAIN})
+    baselines = (*pipeline.bundle.spaces, POPULAR)
+    lists.update({name: _padded(rows, TOP) for name, rows in proposed.items() if name in baselines})
     if not requests.base.filter.exclude_purchased:
         bought = [purchases(state, purchase) for state in users.states]
         lists[OWN] = _padded(_retrieve(pipeline, requests, AGAIN, users.ids, bought), TOP)

@@ -177,7 +177,7 @@ def test_the_placement_as_served_is_the_placement_as_evaluated(
 def test_baselines_are_the_sources_alone(pipeline: Pipeline, snapshot: Snapshot, spec: EvaluationSpec) -> None:
     ids, answers = answers_of(pipeline, snapshot, spec, "all")
     assert list(answers.lists) == ["full", "ann", "als", "popular", "own"]
-    assert list(answers.found) == ["ann", "als", "popular", "again", "union", "any"]
+    assert list(answers.found) == [*pipeline.sources, "union", "any"]
     stock = np.array(pipeline.bundle.catalogue.columns["in_stock"].values) == 1
     als = pipeline.bundle.spaces["als"]
     popular = [row for row in pipeline.bundle.catalogue.popular_rows if stock[row]][:TOP]
@@ -276,7 +276,7 @@ def test_the_document_has_the_promised_form(found: Evaluation) -> None:
                 difference = document["differences"][mode][system]
                 expected = systems["full"]["ndcg@10"] - figures["ndcg@10"]
                 assert difference["ndcg@10"] == pytest.approx(expected)
-    assert list(document["sources"]) == ["ann", "als", "popular", "again", "union", "any"]
+    assert {"ann", "als", "popular", "again", "union", "any"} <= document["sources"].keys()
     assert 0 < document["sources"]["union"]["recall@100"] <= 1
     assert 0 < document["sources"]["union"]["first"]["recall@100"] <= 1
     assert document["truth"] == {
