@@ -93,7 +93,7 @@ class ExactSearcher:
         self._vectors = space.vectors
 
     def search(
-        self, queries: NDArray[np.float32], k: int, masks: Sequence[NDArray[np.uint8] | None]
+        self, queries: NDArray[np.float32], k: int, masks: Sequence[NDArray[np.uint64] | None]
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """The `k` nearest passing rows of each query."""
         return [

@@ -2,7 +2,8 @@
 
     ids            item and user keys -> rows, in a hash table of mapped arrays
     vectors        exact inner products, search and top k over mapped vectors
-    filters        masks over item rows: codes, ranges, flags, lists, excluded rows
+    bitmaps        sets of item rows, 64 to a word
+    filters        conditions on columns as bitmaps: codes, ranges, flags, lists
     features       the feature program: from items, user, context and history to the ranker's columns
     forest         exact forests, one bit per row
     native_forest  forests that TL2cgen compiled to a shared library

@@ -1,12 +1,12 @@
-"""Filters over item rows as byte masks; see filters.pyi for the public API.
+"""Filters over item rows as bitmaps; see filters.pyi for the public API.
 
-Every filter is one loop over the mask that only ever writes zeros. `row_at` is the only place that knows whether the
-mask stands for all items or for a subset; the compiler moves its test out of the loops.
+Every filter makes the bits of 64 rows at a time and clears those of the mask that fail. `row_at` is the only place that
+knows whether the mask stands for all items or for a subset; the compiler moves its test out of the loops.
 """
 
 import numpy as np
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from recserve.kernels._arrays import check_array, check_rows
 
@@ -14,69 +14,85 @@ from recserve.kernels._arrays import check_array, check_rows
 def keep_codes(mask, codes, allowed, rows=None):
     """Keep rows whose code is allowed; see filters.pyi."""
     check_array("codes", codes, np.int32, (None,))
-    check_subset(mask, len(codes), rows)
     check_array("allowed", allowed, np.uint8, (None,))
-    cdef uint8_t[::1] mask_view = mask
+    cdef Py_ssize_t n = check_mask(mask, len(codes), rows)
+    cdef uint64_t[::1] words = mask
     cdef const int32_t[::1] code = codes
     cdef const uint8_t[::1] allow = allowed
     cdef const int64_t* row = address_of(rows)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, first
+    cdef uint64_t bits
     with nogil:
-        for i in range(mask_view.shape[0]):
-            mask_view[i] &= -contains(allow, code[row_at(row, i)])
+        for first in range(0, n, 64):
+            bits = 0
+            for i in range(first, min(first + 64, n)):
+                bits |= <uint64_t>contains(allow, code[row_at(row, i)]) << (i - first)
+            words[first >> 6] &= bits
 
 
 def drop_codes(mask, codes, forbidden, rows=None):
     """Drop rows whose code is forbidden; see filters.pyi."""
     check_array("codes", codes, np.int32, (None,))
-    check_subset(mask, len(codes), rows)
     check_array("forbidden", forbidden, np.uint8, (None,))
-    cdef uint8_t[::1] mask_view = mask
+    cdef Py_ssize_t n = check_mask(mask, len(codes), rows)
+    cdef uint64_t[::1] words = mask
     cdef const int32_t[::1] code = codes
     cdef const uint8_t[::1] forbid = forbidden
     cdef const int64_t* row = address_of(rows)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, first
+    cdef uint64_t bits
     with nogil:
-        for i in range(mask_view.shape[0]):
-            mask_view[i] &= contains(forbid, code[row_at(row, i)]) - 1
+        for first in range(0, n, 64):
+            bits = 0
+            for i in range(first, min(first + 64, n)):
+                bits |= <uint64_t>contains(forbid, code[row_at(row, i)]) << (i - first)
+            words[first >> 6] &= ~bits
 
 
 def keep_range(mask, values, low, high, rows=None):
     """Keep rows with low <= value <= high; see filters.pyi."""
     check_array("values", values, np.float64, (None,))
-    check_subset(mask, len(values), rows)
     if low != low or high != high:
         raise ValueError(f"low, high: expected numbers or infinities, found {low} and {high}")
-    cdef uint8_t[::1] mask_view = mask
+    cdef Py_ssize_t n = check_mask(mask, len(values), rows)
+    cdef uint64_t[::1] words = mask
     cdef const double[::1] value = values
     cdef const int64_t* row = address_of(rows)
     cdef double lo = low, hi = high, v
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, first
+    cdef uint64_t bits
     with nogil:
-        for i in range(mask_view.shape[0]):
-            v = value[row_at(row, i)]
-            mask_view[i] &= -((lo <= v) & (v <= hi))
+        for first in range(0, n, 64):
+            bits = 0
+            for i in range(first, min(first + 64, n)):
+                v = value[row_at(row, i)]
+                bits |= <uint64_t>((lo <= v) & (v <= hi)) << (i - first)
+            words[first >> 6] &= bits
 
 
 def keep_flag(mask, flags, rows=None):
     """Keep rows whose flag is set; see filters.pyi."""
     check_array("flags", flags, np.uint8, (None,))
-    check_subset(mask, len(flags), rows)
-    cdef uint8_t[::1] mask_view = mask
+    cdef Py_ssize_t n = check_mask(mask, len(flags), rows)
+    cdef uint64_t[::1] words = mask
     cdef const uint8_t[::1] flag = flags
     cdef const int64_t* row = address_of(rows)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, first
+    cdef uint64_t bits
     with nogil:
-        for i in range(mask_view.shape[0]):
-            mask_view[i] &= -(flag[row_at(row, i)] != 0)
+        for first in range(0, n, 64):
+            bits = 0
+            for i in range(first, min(first + 64, n)):
+                bits |= <uint64_t>(flag[row_at(row, i)] != 0) << (i - first)
+            words[first >> 6] &= bits
 
 
 def drop_any(mask, list_offsets, list_codes, forbidden, rows=None):
     """Drop rows whose list has a forbidden code; see filters.pyi."""
     check_lists(list_offsets, list_codes)
-    check_subset(mask, len(list_offsets) - 1, rows)
     check_array("forbidden", forbidden, np.uint8, (None,))
-    cdef uint8_t[::1] mask_view = mask
+    cdef Py_ssize_t n = check_mask(mask, len(list_offsets) - 1, rows)
+    cdef uint64_t[::1] words = mask
     cdef const int64_t[::1] offset = list_offsets
     cdef const int32_t[::1] code = list_codes
     cdef const uint8_t[::1] forbid = forbidden
@@ -84,19 +100,19 @@ def drop_any(mask, list_offsets, list_codes, forbidden, rows=None):
     cdef Py_ssize_t i, j
     cdef int64_t item
     with nogil:
-        for i in range(mask_view.shape[0]):
+        for i in range(n):
             item = row_at(row, i)
             for j in range(offset[item], offset[item + 1]):
                 if contains(forbid, code[j]):
-                    mask_view[i] = 0
+                    words[i >> 6] &= ~(<uint64_t>1 << (i & 63))
                     break
 
 
 def keep_listed(mask, list_offsets, list_codes, code, rows=None):
     """Keep rows whose list has the code or is empty; see filters.pyi."""
     check_lists(list_offsets, list_codes)
-    check_subset(mask, len(list_offsets) - 1, rows)
-    cdef uint8_t[::1] mask_view = mask
+    cdef Py_ssize_t n = check_mask(mask, len(list_offsets) - 1, rows)
+    cdef uint64_t[::1] words = mask
     cdef const int64_t[::1] offset = list_offsets
     cdef const int32_t[::1] listed = list_codes
     cdef const int64_t* row = address_of(rows)
@@ -105,46 +121,25 @@ def keep_listed(mask, list_offsets, list_codes, code, rows=None):
     cdef int64_t item
     cdef bint passes
     with nogil:
-        for i in range(mask_view.shape[0]):
+        for i in range(n):
             item = row_at(row, i)
             passes = offset[item] == offset[item + 1]
             for j in range(offset[item], offset[item + 1]):
                 if listed[j] == wanted and wanted >= 0:
                     passes = True
                     break
-            mask_view[i] &= -passes
+            if not passes:
+                words[i >> 6] &= ~(<uint64_t>1 << (i & 63))
 
 
-def drop_rows(mask, sorted_rows, rows=None):
-    """Drop the given rows; see filters.pyi."""
-    check_array("sorted_rows", sorted_rows, np.int64, (None,))
-    if (np.diff(sorted_rows) < 0).any():
-        raise ValueError("sorted_rows: expected ascending rows; pass np.sort(...) of them")
-    size = len(mask) if rows is None else None
-    check_rows("sorted_rows", sorted_rows, size)
-    check_subset(mask, size, rows)
-    cdef uint8_t[::1] mask_view = mask
-    cdef const int64_t[::1] dropped = sorted_rows
-    cdef const int64_t* row = address_of(rows)
-    cdef Py_ssize_t i
-    with nogil:
-        if row == NULL:
-            for i in range(dropped.shape[0]):
-                mask_view[dropped[i]] = 0
-        else:
-            for i in range(mask_view.shape[0]):
-                if is_among(dropped, row[i]):
-                    mask_view[i] = 0
-
-
-def check_subset(mask, size, rows):
-    """Check the mask, and the rows that it stands for, against a column of `size` rows (None: unknown)."""
-    if rows is None:
-        check_array("mask", mask, np.uint8, (size,), writable=True)
-        return
-    check_array("rows", rows, np.int64, (None,))
-    check_rows("rows", rows, size)
-    check_array("mask", mask, np.uint8, rows.shape, writable=True)
+def check_mask(mask, size, rows):
+    """Check the mask, and the rows that it stands for, against a column of `size` rows; how many rows it stands for."""
+    if rows is not None:
+        check_array("rows", rows, np.int64, (None,))
+        check_rows("rows", rows, size)
+        size = len(rows)
+    check_array("mask", mask, np.uint64, ((size + 63) // 64,), writable=True)
+    return size
 
 
 def check_lists(offsets, codes):
@@ -172,15 +167,3 @@ cdef inline int contains(const uint8_t[::1] members, int32_t code) noexcept nogi
     """1 if the code is a member, else 0; -1 (missing) and codes beyond the vocabulary wrap to large numbers: 0."""
     cdef uint32_t index = <uint32_t>code
     return index < <size_t>members.shape[0] and members[index] != 0
-
-
-cdef bint is_among(const int64_t[::1] ascending, int64_t row) noexcept nogil:
-    """Whether the row is one of the ascending rows, by bisection."""
-    cdef Py_ssize_t low = 0, high = ascending.shape[0], middle
-    while low < high:
-        middle = (low + high) // 2
-        if ascending[middle] < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low < ascending.shape[0] and ascending[low] == row

@@ -3,6 +3,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.kernels.bitmaps import Bitmap
+
 CPU_VARIANTS: tuple[str, ...]
 """Instruction sets that this build and CPU have, narrowest first: "portable", then "avx2" and "avx512" on x86-64."""
 
@@ -31,7 +33,7 @@ def search(
     vectors: NDArray[np.float32],
     queries: NDArray[np.float32],
     k: int,
-    mask: NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None = None,
+    mask: Bitmap | Sequence[Bitmap | None] | None = None,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Exact search: the k rows with the highest inner products, for each query.
 
@@ -42,8 +44,8 @@ def search(
         vectors: float32 [N, d]; may be read-only and memory-mapped.
         queries: float32 [B, d]; infinite elements are allowed, NaN is not.
         k: how many to find, >= 0; may exceed N.
-        mask: uint8 [N], 0 where a row may not be returned, for all queries; or a sequence of B such masks, None in it
-            where every row may; or None.
+        mask: the bitmap of the rows that may be returned (see `recserve.kernels.bitmaps`), for all queries; or a
+            sequence of B such bitmaps, None in it where every row may; or None.
 
     Returns:
         B pairs (rows int64 [m], scores float32 [m]), m = min(k, rows that pass with a score), by score descending and

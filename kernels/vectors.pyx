@@ -15,7 +15,7 @@ import os
 import numpy as np
 
 from libc.math cimport INFINITY
-from libc.stdint cimport int64_t, uint8_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 
 from recserve.kernels._arrays import check_array, check_rows
 
@@ -112,14 +112,14 @@ def pad(queries):
 
 
 def masks_of(mask, queries, size):
-    """The mask of each query, None where every row passes."""
+    """The bitmap of each query, None where every row passes."""
     shared = mask is None or isinstance(mask, np.ndarray)
     masks = [mask] * queries if shared else list(mask)
     if len(masks) != queries:
         raise ValueError(f"mask: expected one for each of the {queries} queries, found {len(masks)}")
     for one in masks[:1] if shared else masks:
         if one is not None:
-            check_array("mask", one, np.uint8, (size,))
+            check_array("mask", one, np.uint64, ((size + 63) // 64,))
     return masks
 
 
@@ -154,7 +154,7 @@ cdef void scan_block(
     cdef Py_ssize_t i, passing, first = block * BLOCK_ROWS, end = min(first + BLOCK_ROWS, table.shape[0])
     cdef bint fetched = False
     for i in range(queries.shape[0]):
-        passing = list_passing(<const uint8_t*>masks[i], first, end, rows)
+        passing = list_passing(<const uint64_t*>masks[i], first, end, rows)
         if passing * DENSE >= end - first and not fetched:
             dot_fetch(&table[first, 0], (end - first) * table.shape[1])
             fetched = True
@@ -163,13 +163,16 @@ cdef void scan_block(
 
 
 cdef inline Py_ssize_t list_passing(
-    const uint8_t* mask, Py_ssize_t first, Py_ssize_t end, int64_t* rows
+    const uint64_t* mask, Py_ssize_t first, Py_ssize_t end, int64_t* rows
 ) noexcept nogil:
     """Write the rows first..end-1 that pass; return how many. The count advances without a branch to mispredict."""
     cdef Py_ssize_t row, passing = 0
+    # BLOCK_ROWS divides 64, so the rows of a block have their bits in one word.
+    cdef uint64_t bits = ~<uint64_t>0 if mask == NULL else mask[first >> 6] >> (first & 63)
     for row in range(first, end):
         rows[passing] = row
-        passing += mask == NULL or mask[row] != 0
+        passing += bits & 1
+        bits >>= 1
     return passing
 
 

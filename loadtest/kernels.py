@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from recserve.kernels import filters, ids, rerank, vectors
+from recserve.kernels import bitmaps, filters, ids, rerank, vectors
 from recserve.loadtest.results import Measurement, time_call
 
 DIM = 128
@@ -99,7 +99,7 @@ def _filters(items: int, runs: int, random: np.random.Generator) -> Iterator[Mea
     allowed = (np.arange(1000) < 300).astype(np.uint8)
 
     def three_conditions() -> None:
-        mask = np.ones(items, np.uint8)
+        mask = bitmaps.full(items)
         filters.keep_codes(mask, codes, allowed, None)
         filters.keep_range(mask, prices, 5.0, 100.0, None)
         filters.keep_flag(mask, stock, None)

@@ -5,32 +5,34 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-Mask = NDArray[np.uint8]
+from recserve.kernels.reference.bitmaps import pack
+
+Mask = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 Element = TypeVar("Element", bound=np.generic)
 
 
 def keep_codes(mask: Mask, codes: NDArray[np.int32], allowed: NDArray[np.uint8], rows: Rows | None = None) -> None:
     """See `recserve.kernels.filters.keep_codes`."""
-    mask[~np.isin(_of(codes, rows), np.flatnonzero(allowed))] = 0
+    _keep(mask, np.isin(_of(codes, rows), np.flatnonzero(allowed)))
 
 
 def drop_codes(mask: Mask, codes: NDArray[np.int32], forbidden: NDArray[np.uint8], rows: Rows | None = None) -> None:
     """See `recserve.kernels.filters.drop_codes`."""
-    mask[np.isin(_of(codes, rows), np.flatnonzero(forbidden))] = 0
+    _keep(mask, ~np.isin(_of(codes, rows), np.flatnonzero(forbidden)))
 
 
 def keep_range(mask: Mask, values: NDArray[np.float64], low: float, high: float, rows: Rows | None = None) -> None:
     """See `recserve.kernels.filters.keep_range`."""
     chosen = _of(values, rows)
-    mask[~((chosen >= low) & (chosen <= high))] = 0
+    _keep(mask, (chosen >= low) & (chosen <= high))
 
 
 def keep_flag(mask: Mask, flags: NDArray[np.uint8], rows: Rows | None = None) -> None:
     """See `recserve.kernels.filters.keep_flag`."""
-    mask[_of(flags, rows) == 0] = 0
+    _keep(mask, _of(flags, rows) != 0)
 
 
 def drop_any(
@@ -42,23 +44,20 @@ def drop_any(
 ) -> None:
     """See `recserve.kernels.filters.drop_any`."""
     unwanted = set(np.flatnonzero(forbidden).tolist())
-    for i, codes in enumerate(_lists(list_offsets, list_codes, rows)):
-        if codes & unwanted:
-            mask[i] = 0
+    _keep(mask, [not codes & unwanted for codes in _lists(list_offsets, list_codes, rows)])
 
 
 def keep_listed(
     mask: Mask, list_offsets: NDArray[np.int64], list_codes: NDArray[np.int32], code: int, rows: Rows | None = None
 ) -> None:
     """See `recserve.kernels.filters.keep_listed`."""
-    for i, codes in enumerate(_lists(list_offsets, list_codes, rows)):
-        if codes and (code < 0 or code not in codes):
-            mask[i] = 0
+    lists = _lists(list_offsets, list_codes, rows)
+    _keep(mask, [not codes or (code >= 0 and code in codes) for codes in lists])
 
 
-def drop_rows(mask: Mask, sorted_rows: Rows, rows: Rows | None = None) -> None:
-    """See `recserve.kernels.filters.drop_rows`."""
-    mask[np.isin(np.arange(len(mask)) if rows is None else rows, sorted_rows)] = 0
+def _keep(mask: Mask, passes: ArrayLike) -> None:
+    """Clear the bits of the places that do not pass."""
+    mask &= pack(np.asarray(passes, np.bool_))
 
 
 def _of(column: NDArray[Element], rows: Rows | None) -> NDArray[Element]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.kernels.reference.bitmaps import Bitmap, unpack
+
 LANES = 16
 
 
@@ -31,13 +33,13 @@ def search(
     vectors: NDArray[np.float32],
     queries: NDArray[np.float32],
     k: int,
-    mask: NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None = None,
+    mask: Bitmap | Sequence[Bitmap | None] | None = None,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """See `recserve.kernels.vectors.search`."""
     masks = [mask] * len(queries) if mask is None or isinstance(mask, np.ndarray) else mask
     found = []
     for query, one in zip(queries, masks, strict=True):
-        rows = np.arange(len(vectors)) if one is None else np.flatnonzero(one)
+        rows = np.arange(len(vectors)) if one is None else np.flatnonzero(unpack(one, len(vectors)))
         found.append(top_k(dot_rows(vectors, query, rows), rows, k))
     return found
 

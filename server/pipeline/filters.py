@@ -9,20 +9,21 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.kernels import bitmaps
 from recserve.kernels import filters as kernel
 from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.columns import CategoriesColumn, CategoryColumn, FlagColumn, NumberColumn
 from recserve.server.pipeline.assemble import Subject
 from recserve.server.pipeline.types import ItemFilter, Rows, UserState, no_rows
 
-Mask: TypeAlias = NDArray[np.uint8]
-"""1 where an item may be answered."""
+Mask: TypeAlias = NDArray[np.uint64]
+"""The bitmap of the items that may be answered; see `recserve.kernels.bitmaps`."""
 ColumnT = TypeVar("ColumnT")
 
 PURCHASE_EVENT = "purchase"
 """The event type that `exclude_purchased` refers to."""
 CACHED_MASKS = 8
-"""Masks kept of conditions on items alone, one byte an item each: placements ask for the same few again and again."""
+"""Masks kept of conditions on items alone, one bit an item each: placements ask for the same few again and again."""
 
 
 class Filters:
@@ -40,7 +41,7 @@ class Filters:
         self._lock = threading.Lock()
 
     def mask(self, wanted: ItemFilter, subject: Subject, state: UserState) -> Mask | None:
-        """Which items pass, one byte per row of the catalogue; None where all do. Not to be written to.
+        """Which items pass, as a bitmap; None where all do. Not to be written to.
 
         Args:
             wanted: the conditions.
@@ -54,18 +55,20 @@ class Filters:
         excluded = self._excluded_rows(wanted, subject, state)
         if not excluded.size:
             return shared
-        mask = np.ones(self._catalogue.size, np.uint8) if shared is None else shared.copy()
-        kernel.drop_rows(mask, excluded, None)
+        mask = bitmaps.full(self._catalogue.size) if shared is None else shared.copy()
+        bitmaps.drop_rows(mask, excluded)
         return mask
 
     def passing(self, wanted: ItemFilter, subject: Subject, state: UserState, rows: Rows) -> NDArray[np.bool_]:
         """Which of `rows` pass, without looking at the rest of the catalogue; otherwise as `mask`."""
-        mask = np.ones(rows.size, np.uint8)
+        mask = bitmaps.full(rows.size)
         _apply_conditions(mask, self._catalogue, wanted, rows)
+        passing = bitmaps.unpack(mask, rows.size)
         excluded = self._excluded_rows(wanted, subject, state)
         if excluded.size:
-            kernel.drop_rows(mask, excluded, rows)
-        return mask.view(np.bool_)
+            nearest = np.minimum(np.searchsorted(excluded, rows), excluded.size - 1)
+            passing &= excluded[nearest] != rows
+        return passing
 
     def _item_mask(self, wanted: ItemFilter) -> Mask | None:
         """The part that depends on items alone: made once for all requests that have it in common."""
@@ -76,7 +79,7 @@ class Filters:
             if key in self._cached:
                 self._cached.move_to_end(key)
                 return self._cached[key]
-        mask = np.ones(self._catalogue.size, np.uint8)
+        mask = bitmaps.full(self._catalogue.size)
         _apply_conditions(mask, self._catalogue, wanted, None)
         mask.flags.writeable = False
         with self._lock:

@@ -22,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.kernels import bitmaps
 from recserve.kernels import vectors as kernel
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.bundle.layout import space_file
 from recserve.server.bundle.reader import Space
 
 Vectors: TypeAlias = NDArray[np.float32]
-Mask: TypeAlias = NDArray[np.uint8]
+Mask: TypeAlias = NDArray[np.uint64]
+"""The bitmap of the items that may be answered; see `recserve.kernels.bitmaps`."""
 Found: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows and their scores: score descending, ties by row ascending."""
 
@@ -57,7 +59,7 @@ class Searcher(Protocol):
         Args:
             queries: [B, dim], finite. All items tie for a zero query.
             k: >= 0.
-            masks: one per query; uint8 [items] of 0 and 1, 1 where an item may be answered. None: all may.
+            masks: one per query, the bitmap of the items that may be answered. None: all may.
 
         Returns:
             min(k, passing) distinct rows per query with their scores, best first. An answer does not depend on the
@@ -182,7 +184,7 @@ class IndexSearcher:
     def _ask_index(self, query: Vectors, k: int, mask: Mask | None) -> Found | None:
         """The answer through the index; None: where exact search is as fast, or the index has found too few."""
         items = len(self._vectors)
-        passing = items if mask is None else int(np.count_nonzero(mask))
+        passing = items if mask is None else bitmaps.count(mask)
         wanted = min(k, passing)
         # All items tie for a zero query, and an index breaks ties in its own order.
         for widening in WIDENINGS if query.any() else ():
@@ -207,7 +209,7 @@ class IndexSearcher:
         """
         rows = self._index.propose(query, fetch, effort)
         if mask is not None:
-            rows = rows[mask[rows] != 0]
+            rows = rows[bitmaps.contains(mask, rows)]
         return kernel.top_k(kernel.dot_rows(self._vectors, query, rows), rows, k)
 
 
@@ -302,9 +304,10 @@ def check_search(vectors: Vectors, queries: Vectors, k: int, masks: Sequence[Mas
         raise ValueError(f"k must not be negative, found {k}")
     if len(masks) != len(queries):
         raise ValueError(f"expected {len(queries)} masks, one per query, found {len(masks)}")
+    words = bitmaps.words_of(items)
     for position, mask in enumerate(masks):
-        if mask is not None and (mask.shape != (items,) or mask.dtype != np.uint8):
-            raise ValueError(f"mask {position} must be uint8 [{items}], found {mask.dtype} {list(mask.shape)}")
+        if mask is not None and (mask.shape != (words,) or mask.dtype != np.uint64):
+            raise ValueError(f"mask {position} must be uint64 [{words}], found {mask.dtype} {list(mask.shape)}")
 
 
 def recall_at_k(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.kernels import bitmaps
 from recserve.kernels import vectors as kernel
 from recserve.server.bundle.reader import Space
 from recserve.server.pipeline.assemble import Candidates
@@ -57,8 +58,8 @@ class Similar:
 
     def _without_seeds(self, query: Query, mask: Mask | None) -> Mask:
         items = self._spaces[next(iter(self._spaces))].vectors.shape[0]
-        allowed = np.ones(items, np.uint8) if mask is None else mask.copy()
-        allowed[query.given_rows] = 0
+        allowed = bitmaps.full(items) if mask is None else mask.copy()
+        bitmaps.drop_rows(allowed, query.given_rows)
         return allowed
 
     def _neighbours(self, name: str, query: Query, allowed: Mask) -> Proposal:

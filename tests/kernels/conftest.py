@@ -16,3 +16,4 @@ def _both(name):
 ids = _both("ids")
 vectors = _both("vectors")
 filters = _both("filters")
+bitmaps = _both("bitmaps")

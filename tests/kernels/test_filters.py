@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from recserve.kernels import bitmaps
 from recserve.kernels import filters as kernel
 
 CARDINALITY = 5
@@ -24,8 +25,7 @@ def targets(draw, size):
     else:
         length = draw(st.integers(0, 20)) if size else 0
         rows = draw(hnp.arrays(np.int64, length, elements=st.integers(0, max(0, size - 1))))
-    mask = draw(hnp.arrays(np.uint8, length, elements=st.sampled_from([0, 1, 255])))
-    return mask, rows
+    return draw(hnp.arrays(np.bool_, length)), rows
 
 
 @st.composite
@@ -44,12 +44,20 @@ def list_columns(draw):
     return offsets, codes, *draw(targets(len(lists)))
 
 
-def check(apply, mask, rows, passes):
-    """Apply a filter; what it leaves is the mask where `passes(row)` holds, and zero elsewhere."""
-    everything = range(len(mask)) if rows is None else rows.tolist()
-    expected = [value if passes(row) else 0 for value, row in zip(mask.tolist(), everything, strict=True)]
+def check(apply, before, rows, passes):
+    """Apply a filter; what it leaves is the mask where `passes(row)` holds, and nothing elsewhere."""
+    everything = range(len(before)) if rows is None else rows.tolist()
+    expected = [value and passes(row) for value, row in zip(before.tolist(), everything, strict=True)]
+    mask = bitmaps.pack(before)
     apply(mask, rows)
-    assert mask.tolist() == expected
+    assert mask.tolist() == bitmaps.pack(np.array(expected, np.bool_)).tolist()
+
+
+def kept(apply, size):
+    """Truth values of what a filter leaves of `size` items."""
+    mask = bitmaps.full(size)
+    apply(mask)
+    return bitmaps.unpack(mask, size).tolist()
 
 
 @given(case=columns(np.int32, CODES), members=MEMBERS)
@@ -76,12 +84,10 @@ def test_keep_range(filters, case, low, high):
 
 
 def test_range_bounds_are_inclusive_and_nan_fails(filters):
-    mask = np.ones(6, np.uint8)
-    filters.keep_range(mask, np.array([0.9, 1.0, 2.0, 2.1, np.nan, np.inf]), 1.0, 2.0)
-    assert mask.tolist() == [0, 1, 1, 0, 0, 0]
-    mask = np.ones(4, np.uint8)
-    filters.keep_range(mask, np.array([-np.inf, 0.0, np.inf, np.nan]), -np.inf, np.inf)
-    assert mask.tolist() == [1, 1, 1, 0]
+    values = np.array([0.9, 1.0, 2.0, 2.1, np.nan, np.inf])
+    assert kept(lambda mask: filters.keep_range(mask, values, 1.0, 2.0), 6) == [False, True, True, False, False, False]
+    values = np.array([-np.inf, 0.0, np.inf, np.nan])
+    assert kept(lambda mask: filters.keep_range(mask, values, -np.inf, np.inf), 4) == [True, True, True, False]
 
 
 @given(case=columns(np.uint8, st.sampled_from([0, 1, 255])))
@@ -116,20 +122,12 @@ def test_keep_listed(filters, case, code):
     check(lambda m, r: filters.keep_listed(m, offsets, codes, code, r), mask, rows, passes)
 
 
-@given(case=targets(30), dropped=st.lists(st.integers(0, 29), max_size=40))
-@FEW
-def test_drop_rows(filters, case, dropped):
-    mask, rows = case
-    ascending = np.array(sorted(dropped), np.int64)
-    check(lambda m, r: filters.drop_rows(m, ascending, r), mask, rows, lambda row: row not in dropped)
-
-
 def test_filters_combine(filters):
-    mask = np.ones(4, np.uint8)
-    filters.keep_flag(mask, np.array([1, 1, 0, 1], np.uint8))
-    filters.keep_range(mask, np.array([1.0, 5.0, 1.0, 1.0]), 0.0, 2.0)
-    filters.drop_rows(mask, np.array([3]))
-    assert mask.tolist() == [1, 0, 0, 0]
+    def apply(mask):
+        filters.keep_flag(mask, np.array([1, 1, 0, 1], np.uint8))
+        filters.keep_range(mask, np.array([1.0, 5.0, 1.0, 2.0]), 0.0, 2.0)
+
+    assert kept(apply, 4) == [True, False, False, True]
 
 
 def test_mapped_read_only_columns(filters, tmp_path):
@@ -149,20 +147,19 @@ def test_mapped_read_only_columns(filters, tmp_path):
         mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
     for rows in (None, "rows"):
         expected, found = (apply_all(filters, c, None if rows is None else c[rows]) for c in (columns, mapped))
-        assert 0 < expected.sum() < len(expected)
+        assert 0 < bitmaps.count(expected) < 60
         assert np.array_equal(found, expected)
 
 
 def apply_all(module, column, rows):
     """One filter of each kind over random columns."""
-    mask = np.ones(len(column["codes"]) if rows is None else len(rows), np.uint8)
+    mask = bitmaps.full(len(column["codes"]) if rows is None else len(rows))
     module.keep_codes(mask, column["codes"], column["members"], rows)
     module.drop_codes(mask, column["codes"], 1 - column["members"], rows)
     module.keep_range(mask, column["values"], 0.1, 0.95, rows)
     module.keep_flag(mask, column["flags"], rows)
     module.drop_any(mask, column["offsets"], column["list_codes"], 1 - column["members"], rows)
     module.keep_listed(mask, column["offsets"], column["list_codes"], 2, rows)
-    module.drop_rows(mask, column["rows"][::-1][:5][::-1].copy(), rows)
     return mask
 
 
@@ -171,13 +168,13 @@ def test_threads_agree():
     codes = rng.integers(-1, 50, 200_000).astype(np.int32)
     allowed = rng.integers(0, 2, 50).astype(np.uint8)
 
-    def kept(_):
-        mask = np.ones(len(codes), np.uint8)
+    def allowed_rows(_):
+        mask = bitmaps.full(len(codes))
         kernel.keep_codes(mask, codes, allowed)
-        return mask
+        return bitmaps.unpack(mask, len(codes))
 
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(kept, range(16)))
+        answers = list(pool.map(allowed_rows, range(16)))
     assert all(np.array_equal(answer, np.append(allowed, 0)[codes]) for answer in answers)
 
 
@@ -188,35 +185,36 @@ def read_only(array):
 
 CODES_4 = np.zeros(4, np.int32)
 ONE = np.ones(1, np.uint8)
-MASK_4 = np.ones(4, np.uint8)
+MASK_4 = bitmaps.full(4)
 
 
 @pytest.mark.parametrize(
     ("apply", "error", "message"),
     [
-        (lambda: kernel.keep_codes(np.ones(3, np.uint8), CODES_4, ONE), ValueError, r"mask: expected shape \[4\]"),
-        (lambda: kernel.keep_codes(np.ones(4, bool), CODES_4, ONE), TypeError, "mask: expected dtype uint8"),
+        (lambda: kernel.keep_codes(bitmaps.full(65), CODES_4, ONE), ValueError, r"mask: expected shape \[1\]"),
+        (lambda: kernel.keep_codes(np.ones(4, bool), CODES_4, ONE), TypeError, "mask: expected dtype uint64"),
         (lambda: kernel.keep_codes(read_only(MASK_4.copy()), CODES_4, ONE), ValueError, "mask: is written in place"),
         (lambda: kernel.keep_codes(MASK_4, CODES_4.astype(np.int64), ONE), TypeError, "codes: expected dtype int32"),
         (lambda: kernel.keep_codes(MASK_4, None, ONE), TypeError, "codes: expected a NumPy array"),
         (lambda: kernel.drop_codes(MASK_4, CODES_4, ONE.astype(bool)), TypeError, "forbidden: expected dtype uint8"),
-        (lambda: kernel.keep_codes(MASK_4[:1], CODES_4, ONE, np.array([4])), ValueError, r"rows\[0\] is 4, outside"),
-        (lambda: kernel.keep_codes(MASK_4[:1], CODES_4, ONE, np.array([-1])), ValueError, r"rows\[0\] is -1, outside"),
-        (lambda: kernel.keep_codes(MASK_4, CODES_4, ONE, np.array([1])), ValueError, r"mask: expected shape \[1\]"),
+        (lambda: kernel.keep_codes(MASK_4, CODES_4, ONE, np.array([4])), ValueError, r"rows\[0\] is 4, outside"),
+        (lambda: kernel.keep_codes(MASK_4, CODES_4, ONE, np.array([-1])), ValueError, r"rows\[0\] is -1, outside"),
+        (lambda: kernel.keep_codes(MASK_4[:0], CODES_4, ONE, np.array([1])), ValueError, r"mask: expected shape \[1\]"),
         (lambda: kernel.keep_range(MASK_4, np.zeros(4), np.nan, 1.0), ValueError, "low, high: expected numbers"),
         (lambda: kernel.keep_range(MASK_4, np.zeros(4), 0.0, np.nan), ValueError, "low, high: expected numbers"),
-        (lambda: kernel.keep_flag(MASK_4, np.zeros(5, np.uint8)), ValueError, r"mask: expected shape \[5\]"),
+        (lambda: kernel.keep_flag(MASK_4, np.zeros(65, np.uint8)), ValueError, r"mask: expected shape \[2\]"),
         (lambda: kernel.drop_any(MASK_4, np.arange(5), CODES_4[:3], ONE), ValueError, "end with 3"),
-        (lambda: kernel.drop_any(MASK_4, np.arange(4), CODES_4[:3], ONE), ValueError, r"mask: expected shape \[3\]"),
+        (
+            lambda: kernel.drop_any(MASK_4[:0], np.arange(4), CODES_4[:3], ONE),
+            ValueError,
+            r"mask: expected shape \[1\]",
+        ),
         (lambda: kernel.keep_listed(MASK_4, np.arange(0), CODES_4, 0), ValueError, "list_offsets: expected to begin"),
         (
             lambda: kernel.keep_listed(MASK_4, np.arange(1, 6), CODES_4, 0),
             ValueError,
             "list_offsets: expected to begin",
         ),
-        (lambda: kernel.drop_rows(MASK_4, np.array([2, 1])), ValueError, "sorted_rows: expected ascending"),
-        (lambda: kernel.drop_rows(MASK_4, np.array([4])), ValueError, r"sorted_rows\[0\] is 4, outside a table of 4"),
-        (lambda: kernel.drop_rows(MASK_4, np.array([-1])), ValueError, r"sorted_rows\[0\] is -1"),
     ],
 )
 def test_bad_arguments_are_refused(apply, error, message):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from recserve.kernels import bitmaps
 from recserve.kernels import vectors as kernel
 from recserve.kernels.reference import vectors as reference
 
@@ -47,7 +48,7 @@ def searches(draw):
     """(vectors, queries, k, mask) with every kind of mask."""
     table = draw(tables())
     queries = draw(hnp.arrays(np.float32, (draw(st.integers(0, 3)), table.shape[1]), elements=NOT_NAN))
-    masks = hnp.arrays(np.uint8, len(table), elements=st.sampled_from([0, 1, 255]))
+    masks = hnp.arrays(np.bool_, len(table)).map(bitmaps.pack)
     each = st.lists(st.none() | masks, min_size=len(queries), max_size=len(queries))
     return table, queries, draw(st.integers(0, 50)), draw(st.none() | masks | each)
 
@@ -167,15 +168,16 @@ def test_every_size_and_k(vectors, rows, k):
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.2, 0.5, 1.0])
 def test_masks_of_every_density(vectors, density):
     table, queries = clustered(600, 24), clustered(3, 24, seed=4)
-    mask = (np.random.default_rng(9).random(600) < density).astype(np.uint8)
+    passes = np.random.default_rng(9).random(600) < density
+    mask = bitmaps.pack(passes)
     for found, scores in vectors.search(table, queries, 50, mask):
-        assert mask[found].all()
-        assert len(found) == len(scores) == min(50, mask.sum())
+        assert passes[found].all()
+        assert len(found) == len(scores) == min(50, passes.sum())
 
 
 def test_a_batch_answers_as_one_by_one():
     table, queries = clustered(500, 32), np.random.default_rng(3).standard_normal((9, 32)).astype(np.float32)
-    masks = [None, *(np.random.default_rng(4).integers(0, 2, (8, 500), np.uint8))]
+    masks = [None, *map(bitmaps.pack, np.random.default_rng(4).random((8, 500)) < 0.5)]
     batch = kernel.search(table, queries, 30, masks)
     single = [kernel.search(table, queries[i : i + 1], 30, masks[i])[0] for i in range(9)]
     assert same(batch, single)
@@ -215,7 +217,7 @@ def test_mapped_read_only_vectors(vectors, tmp_path):
     table, queries = clustered(300, 48), clustered(2, 48, seed=5)
     np.save(tmp_path / "vectors.npy", table)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
-    mask = np.ones(300, np.uint8)
+    mask = bitmaps.full(300)
     mask.flags.writeable = False
     queries.flags.writeable = False
     assert same(vectors.search(mapped, queries, 20, mask), reference.search(table, queries, 20))
@@ -246,10 +248,10 @@ QUERIES = clustered(2, 4)
         ((np.asfortranarray(TABLE), QUERIES, 3), ValueError, "vectors: expected a C-contiguous"),
         ((TABLE.tolist(), QUERIES, 3), TypeError, "vectors: expected a NumPy array"),
         ((TABLE, QUERIES, -1), ValueError, "k: expected at least 0, found -1"),
-        ((TABLE, QUERIES, 3, np.ones(9, np.uint8)), ValueError, r"mask: expected shape \[10\], found \[9\]"),
-        ((TABLE, QUERIES, 3, np.ones(10, bool)), TypeError, "mask: expected dtype uint8, found bool"),
+        ((TABLE, QUERIES, 3, bitmaps.full(65)), ValueError, r"mask: expected shape \[1\], found \[2\]"),
+        ((TABLE, QUERIES, 3, np.ones(10, bool)), TypeError, "mask: expected dtype uint64, found bool"),
         ((TABLE, QUERIES, 3, [None]), ValueError, "mask: expected one for each of the 2 queries, found 1"),
-        ((TABLE, QUERIES, 3, [None, np.ones(11, np.uint8)]), ValueError, r"mask: expected shape \[10\], found \[11\]"),
+        ((TABLE, QUERIES, 3, [None, bitmaps.full(0)]), ValueError, r"mask: expected shape \[1\], found \[0\]"),
     ],
 )
 def test_search_refuses(arguments, error, message):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.kernels import bitmaps
 from recserve.kernels.reference import vectors as reference
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.bundle.reader import Space
@@ -76,9 +77,9 @@ def searcher(request: pytest.FixtureRequest, make_space: Callable[..., Space]) -
 
 
 def a_mask(share: float, seed: int = 3) -> np.ndarray:
-    mask = np.zeros(ITEMS, np.uint8)
-    mask[np.random.default_rng(seed).choice(ITEMS, round(share * ITEMS), replace=False)] = 1
-    return mask
+    passes = np.zeros(ITEMS, np.bool_)
+    passes[np.random.default_rng(seed).choice(ITEMS, round(share * ITEMS), replace=False)] = True
+    return bitmaps.pack(passes)
 
 
 def assert_ordered(rows: np.ndarray, scores: np.ndarray) -> None:
@@ -93,13 +94,13 @@ def assert_ordered(rows: np.ndarray, scores: np.ndarray) -> None:
 def test_exactly_as_many_as_pass(searcher: Searcher, queries: np.ndarray, k: int, share: float) -> None:
     mask = a_mask(share)
     for rows, scores in searcher.search(queries[:4], k, [mask] * 4):
-        assert rows.size == min(k, mask.sum())
-        assert mask[rows].all()
+        assert rows.size == min(k, bitmaps.count(mask))
+        assert bitmaps.contains(mask, rows).all()
         assert_ordered(rows, scores)
 
 
 def test_no_mask_is_a_mask_that_passes_all(searcher: Searcher, queries: np.ndarray) -> None:
-    everything = np.ones(ITEMS, np.uint8)
+    everything = bitmaps.full(ITEMS)
     without, with_mask = searcher.search(queries[[0, 0]], 50, [None, everything])
     assert np.array_equal(without[0], with_mask[0])
     assert np.array_equal(without[1], with_mask[1])
@@ -146,7 +147,7 @@ def test_answers_do_not_depend_on_batch_mates_or_threads(searcher: Searcher, que
 def test_a_zero_query_is_answered_in_row_order(searcher: Searcher) -> None:
     mask = a_mask(0.5)
     (rows, scores), (all_rows, _) = searcher.search(np.zeros((2, DIM), np.float32), 25, [mask, None])
-    assert rows.tolist() == np.flatnonzero(mask)[:25].tolist()
+    assert rows.tolist() == np.flatnonzero(bitmaps.unpack(mask, ITEMS))[:25].tolist()
     assert all_rows.tolist() == list(range(25))
     assert not scores.any()
 
@@ -199,8 +200,8 @@ def test_bad_arguments_are_refused(searcher: Searcher, queries: np.ndarray) -> N
         searcher.search(queries[:1], -1, [None])
     with pytest.raises(ValueError, match="expected 1 masks"):
         searcher.search(queries[:1], 5, [])
-    with pytest.raises(ValueError, match="mask 0 must be uint8"):
-        searcher.search(queries[:1], 5, [np.ones(ITEMS - 1, np.uint8)])
+    with pytest.raises(ValueError, match=r"mask 0 must be uint64 \[94\], found uint64 \[93\]"):
+        searcher.search(queries[:1], 5, [bitmaps.full(ITEMS - 64)])
 
 
 @pytest.mark.parametrize("kind", FACTORIES)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.kernels import bitmaps
 from recserve.kernels.features import ColumnLayout, ColumnValues
 from recserve.server.bundle.reader import Space
 from recserve.server.pipeline.search import ExactSearcher
@@ -58,13 +59,13 @@ def query(seeds: list[int], alpha: float, count: int, content: str = "content") 
 def test_the_blend_is_exact_where_every_neighbour_is_found(
     similar: Similar, spaces: dict[str, Space], seeds: list[int], alpha: float, count: int, filtered: int | None
 ) -> None:
-    mask = None if filtered is None else (np.random.default_rng(filtered).random(ITEMS) < 0.5).astype(np.uint8)
+    allowed = np.ones(ITEMS, bool) if filtered is None else np.random.default_rng(filtered).random(ITEMS) < 0.5
+    mask = None if filtered is None else bitmaps.pack(allowed)
     found, scores = similar.find(query(seeds, alpha, count), mask)
     blend = sum(
         weight * (spaces[name].vectors.astype(np.float64) @ spaces[name].vectors[seeds].T.astype(np.float64))
         for name, weight in (("ann", alpha), ("content", 1 - alpha))
     ).max(axis=1)
-    allowed = np.ones(ITEMS, bool) if mask is None else mask.astype(bool)
     allowed[seeds] = False
     assert found.rows.size == min(count, int(allowed.sum()))
     assert allowed[found.rows].all()
