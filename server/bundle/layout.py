@@ -55,6 +55,16 @@ COLUMN_PARTS: Final[dict[int, dict[str, np.dtype[np.generic]]]] = {
 }
 """By column type: its parts with their dtypes; the part "" stands for the column's only file."""
 
+INDEX_PARTS: Final[dict[str, tuple[np.dtype[np.generic], int]]] = {
+    "projection": (np.dtype("<f4"), 2),
+    "centroids": (np.dtype("<f4"), 3),
+    "codewords": (np.dtype("<f4"), 3),
+    "starts": (np.dtype("<i8"), 1),
+    "rows": (np.dtype("<i4"), 2),
+    "codes": (np.dtype("<u1"), 3),
+}
+"""The arrays of an IVF_PQ4 index with their dtypes and numbers of dimensions; see `recserve.kernels.ivf`."""
+
 NAME_RULE: Final = operations.NAME_RULE
 
 
@@ -81,6 +91,11 @@ def string_table_file(stem: str, part: str) -> str:
 def space_file(space: str, name: str) -> str:
     """A file of a vector space, such as `vectors.npy`."""
     return f"spaces/{space}/{name}"
+
+
+def index_file(space: str, part: str) -> str:
+    """The file of one part of a space's IVF_PQ4 index."""
+    return space_file(space, f"index/{part}.npy")
 
 
 def check_relative(path: str, *, manifest: str) -> None:
