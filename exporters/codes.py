@@ -141,7 +141,7 @@ def _projection(vectors: Vectors, dimensions: int) -> Vectors:
 
 def _centroids(vectors: Vectors, lists: int) -> Vectors:
     if lists == 1:
-        return vectors.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+        return np.float32(vectors.mean(axis=0, keepdims=True, dtype=np.float64))
     faiss = faiss_library()
     means = faiss.Kmeans(
         vectors.shape[1],

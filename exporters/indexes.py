@@ -54,7 +54,6 @@ from recserve.server.pipeline.index import (
     inner_index,
     search_parameters,
 )
-from recserve.server.pipeline.search import IndexSearcher
 
 Vectors = NDArray[np.float32]
 
@@ -288,7 +287,7 @@ def _built_codes(vectors: Vectors, arrays: Arrays, plan: CodePlan) -> Built:
         factory=plan.name,
         bytes=sum(array.nbytes for array in arrays.values()),
         effort=(NPROBE, plan.lists),
-        searcher=lambda effort: IndexSearcher(vectors, ListIndex(vectors, lists, effort)),
+        engine=lambda effort: ListIndex(vectors, lists, effort),
         write=write,
     )
 
@@ -316,7 +315,7 @@ def _built_faiss(vectors: Vectors, index: Any, factory: str, kind: manifest_pb2.
         factory=factory,
         bytes=len(faiss.serialize_index(index)),
         effort=next(((name, most[name]) for name in search_parameters(index)), None),
-        searcher=lambda effort: IndexSearcher(vectors, FaissIndex(vectors, index, effort)),
+        engine=lambda effort: FaissIndex(vectors, index, effort),
         write=lambda writer, space: faiss.write_index(index, str(writer.path(space_file(space, "index.faiss")))),
     )
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from recserve.bundle.v1 import manifest_pb2
 from recserve.exporters.writer import BundleWriter
-from recserve.server.pipeline.index import NPROBE, RESCORED, Effort
-from recserve.server.pipeline.search import EXACT_SHARE, NEAR_TIE, ExactSearcher, Searcher, recall_at_k
+from recserve.server.pipeline.index import NPROBE, RESCORED, Counts, Effort, Found, Index, Mask
+from recserve.server.pipeline.search import EXACT_SHARE, NEAR_TIE, ExactSearcher, IndexSearcher, recall_at_k
 
 Vectors = NDArray[np.float32]
 Parameters = Mapping[str, int]
@@ -53,7 +53,7 @@ class Built:
         factory: its description; empty for exact search.
         bytes: of its files.
         effort: the search parameter that it has beside `rescored`, with its largest value; None: it has no other.
-        searcher: the server's engine with a given effort.
+        engine: the server's, with a given effort.
         write: into the bundle, under a space's name.
     """
 
@@ -61,8 +61,27 @@ class Built:
     factory: str
     bytes: int
     effort: tuple[str, int] | None
-    searcher: Callable[[Effort], Searcher]
+    engine: Callable[[Effort], Index]
     write: Callable[[BundleWriter, str], None]
+
+
+class ExactIndex:
+    """Exact search in the place of an index.
+
+    Args:
+        vectors: float32 [items, dim].
+    """
+
+    def __init__(self, vectors: Vectors) -> None:
+        self._searcher = ExactSearcher(vectors)
+
+    def rescored(self, k: int, reach: int) -> int:  # noqa: ARG002  nothing is scored twice
+        """See Index.rescored."""
+        return 0
+
+    def find(self, queries: Vectors, k: Counts, reach: Counts, masks: Sequence[Mask | None]) -> list[Found]:  # noqa: ARG002
+        """See Index.find."""
+        return self._searcher.search(queries, int(k.max(initial=0)), masks)
 
 
 def exact_index(vectors: Vectors) -> Built:
@@ -72,7 +91,7 @@ def exact_index(vectors: Vectors) -> Built:
         factory="",
         bytes=0,
         effort=None,
-        searcher=lambda _: ExactSearcher(vectors),
+        engine=lambda _: ExactIndex(vectors),
         write=lambda *_: None,
     )
 
@@ -88,20 +107,23 @@ class Judge:
 
     def __init__(self, vectors: Vectors, queries: Vectors, k: int) -> None:
         self.items = len(vectors)
+        self._vectors = vectors
         self.queries = queries
         self.k = k
         self._exact = ExactSearcher(vectors).search(queries, k + _NEAR_TIES, [None] * len(queries))
 
-    def recall(self, searcher: Searcher) -> tuple[float, float]:
-        """The mean recall at k, and its lower 95% confidence bound."""
-        found = searcher.search(self.queries, self.k, [None] * len(self.queries))
+    def recall(self, engine: Index) -> tuple[float, float]:
+        """The mean recall at k, and its lower 95% confidence bound; what the engine alone finds counts."""
+        k = np.full(len(self.queries), self.k)
+        found = engine.find(self.queries, k, k, [None] * len(self.queries))
         recalls = [
             recall_at_k(rows, *exact, NEAR_TIE, k=self.k) for (rows, _), exact in zip(found, self._exact, strict=True)
         ]
         return float(np.mean(recalls)), lower_bound(recalls)
 
-    def milliseconds(self, searchers: Sequence[Searcher]) -> list[float]:
+    def milliseconds(self, engines: Sequence[Index]) -> list[float]:
         """The median time of one search by each; they take turns, so that the machine's moods meet all of them."""
+        searchers = [IndexSearcher(self._vectors, engine) for engine in engines]
         times: list[list[float]] = [[] for _ in searchers]
         for number in range(_WARM_UP + _TIMED):
             for mine, searcher in zip(times, searchers, strict=True):
@@ -221,7 +243,7 @@ def timed(
 ) -> list[manifest_pb2.IndexTrial]:
     """The trials, one of each index, with their times measured anew and in turns."""
     efforts = [Effort(trial.parameters, judge.k) for trial in trials]
-    times = judge.milliseconds([built.searcher(effort) for built, effort in zip(indexes, efforts, strict=True)])
+    times = judge.milliseconds([built.engine(effort) for built, effort in zip(indexes, efforts, strict=True)])
     for trial, milliseconds in zip(trials, times, strict=True):
         trial.p50_ms = milliseconds
     return trials
@@ -229,7 +251,7 @@ def timed(
 
 def _trial(built: Built, judge: Judge, parameters: Parameters) -> manifest_pb2.IndexTrial:
     start = time.perf_counter()
-    recall, low = judge.recall(built.searcher(Effort(parameters, judge.k)))
+    recall, low = judge.recall(built.engine(Effort(parameters, judge.k)))
     return manifest_pb2.IndexTrial(
         kind=built.kind,
         factory=built.factory,
