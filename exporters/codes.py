@@ -141,7 +141,8 @@ def _projection(vectors: Vectors, dimensions: int) -> Vectors:
 
 def _centroids(vectors: Vectors, lists: int) -> Vectors:
     if lists == 1:
-        return np.float32(vectors.mean(axis=0, keepdims=True, dtype=np.float64))
+        mean: Vectors = vectors.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+        return mean
     faiss = faiss_library()
     means = faiss.Kmeans(
         vectors.shape[1],

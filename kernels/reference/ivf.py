@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ class InvertedLists:
         self.lists = len(starts) - 1
         self.centroids = centroids.transpose(0, 2, 1).reshape(-1, len(projection))[: self.lists]
         self.codewords = codewords
-        self.places = [slice(32 * start, 32 * end) for start, end in zip(starts[:-1], starts[1:], strict=True)]
+        self.places = [slice(32 * start, 32 * end) for start, end in itertools.pairwise(starts)]
         self.rows = rows.reshape(-1).astype(np.int64)
         pairs = codes.transpose(0, 2, 1).reshape(-1, codes.shape[1])
         self.codes = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(len(pairs), -1)

@@ -98,7 +98,7 @@ class IndexSearcher:
 
     def _pays(self, wanted: int, reach: int, passing: int) -> bool:
         """Whether the index scores far fewer items than exact search would."""
-        return EXACT_SHARE * self._index.rescored(int(wanted), int(reach)) <= passing
+        return wanted > 0 and EXACT_SHARE * self._index.rescored(int(wanted), int(reach)) <= passing
 
 
 def open_searcher(space: Space, device: str) -> Searcher:
