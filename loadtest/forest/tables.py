@@ -1,0 +1,133 @@
+"""The result of `recserve-loadtest kernels forest` as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from recserve.loadtest.grids import Grid
+
+Row = Mapping[str, Any]
+Forest = tuple[int, int]
+"""Trees and leaves."""
+
+SIZE: Final = ("trees", "leaves", "rows")
+REFERENCE: Final[Forest] = (1000, 64)
+CANDIDATES: Final = 500
+"""Of the reference workload."""
+
+
+def title(row: Row) -> str:
+    """What tells a result from the others of its size."""
+    kinds = [
+        f"{name} {value}" if name == "quantize" else value for name, value in row["params"].items() if name not in SIZE
+    ]
+    return ", ".join((row["name"], *kinds))
+
+
+def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
+    """Every result."""
+    results = content["results"]
+    for forest in _forests(results):
+        for rows in sorted({row["params"]["rows"] for row in _timed(results) if _forest(row) == forest}):
+            yield detail(results, forest, rows)
+    yield from _making(results)
+
+
+def document_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
+    """What docs/forest.md shows: the reference forest, then all forests with the reference's number of candidates."""
+    results = content["results"]
+    yield detail(results, REFERENCE, CANDIDATES)
+    yield _medians(
+        f"{_named(REFERENCE)}, median milliseconds by number of rows",
+        [row for row in _timed(results) if _forest(row) == REFERENCE],
+        lambda row: (row["params"]["rows"],),
+        lambda column: f"{column[0]:,}",
+    )
+    yield _medians(
+        f"{CANDIDATES} rows, median milliseconds by trees and leaves",
+        [row for row in _timed(results) if row["params"]["rows"] == CANDIDATES],
+        _forest,
+        lambda column: f"{column[0]:,} x {column[1]}",
+    )
+    yield from _making(results)
+
+
+def detail(results: Sequence[Row], forest: Forest, rows: int) -> Grid:
+    """All figures of one forest and number of rows."""
+    found = [row for row in _timed(results) if _forest(row) == forest and row["params"]["rows"] == rows]
+    return Grid(
+        f"{_named(forest)}, {rows:,} {'rows' if rows > 1 else 'row'}, milliseconds a call",
+        ("engine", "p50", "p99", "min", "CPU", "times LightGBM", "runs", f"differ of {found[0]['scores']:,}"),
+        [
+            (
+                title(row),
+                *(f"{row[name]:.3g}" for name in ("p50_ms", "p99_ms", "min_ms", "cpu_ms")),
+                f"{row['ratio_to_lightgbm']:.3g}",
+                f"{row['runs']:,}",
+                f"{row['mismatches']:,}",
+            )
+            for row in found
+        ],
+    )
+
+
+def _medians(
+    text: str, results: Sequence[Row], key: Callable[[Row], tuple[int, ...]], show: Callable[[tuple[int, ...]], str]
+) -> Grid:
+    """Medians of engines by something of their sizes."""
+    columns = sorted({key(row) for row in results})
+    cells = {(title(row), key(row)): f"{row['p50_ms']:.3g}" for row in results}
+    engines = dict.fromkeys(title(row) for row in results)
+    lines = [(engine, *(cells.get((engine, column), "-") for column in columns)) for engine in engines]
+    return Grid(text, ("engine", *map(show, columns)), lines)
+
+
+def _making(results: Sequence[Row]) -> Iterator[Grid]:
+    """What the forests are, what compiling them took, and who did not take part."""
+    own = [row for row in results if "conditions" in row]
+    yield Grid(
+        "The forests and what they are compiled to",
+        ("forest", "splits on user and context", "conditions", "operations a tree", "by reach", "MiB", "load ms"),
+        [
+            (
+                _named(_forest(row)),
+                f"{row['request_split_share']:.1%}",
+                f"{row['conditions']:,}",
+                f"{row['operations'] / row['params']['trees']:.1f}",
+                f"{row['operations_by_reach'] / row['params']['trees']:.1f}",
+                f"{row['saved_mib']:.1f}",
+                f"{row['load_ms']:.3g}",
+            )
+            for row in own
+        ],
+    )
+    compiled = [row for row in results if "compile_s" in row]
+    yield Grid(
+        "Compilation, seconds",
+        ("engine", "trees", "leaves", "by the clock", "of the CPU"),
+        [
+            (title(row), *(f"{n:,}" for n in _forest(row)), f"{row['compile_s']:.3g}", f"{row['compile_cpu_s']:.3g}")
+            for row in compiled
+        ],
+    )
+    skipped = [row for row in results if "skipped" in row]
+    if skipped:
+        lines = [(row["name"], *(f"{n:,}" for n in _forest(row)), row["skipped"]) for row in skipped]
+        yield Grid("Left out", ("engine", "trees", "leaves", "because"), lines)
+
+
+def _timed(results: Sequence[Row]) -> list[Row]:
+    return [row for row in results if "rows" in row["params"]]
+
+
+def _forest(row: Row) -> Forest:
+    return row["params"]["trees"], row["params"]["leaves"]
+
+
+def _forests(results: Sequence[Row]) -> list[Forest]:
+    return sorted({_forest(row) for row in results})
+
+
+def _named(forest: Forest) -> str:
+    return f"{forest[0]:,} trees of up to {forest[1]} leaves"
