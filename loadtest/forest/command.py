@@ -25,7 +25,7 @@ ENGINES: Final = (
 )
 """The keys of engines.OTHERS, which is imported only to measure."""
 SLOW: Final = "lleaves"
-"""Compiles for minutes, so it takes part only when asked for."""
+"""Compiles for minutes, so it takes part only where it is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +43,14 @@ FULL: Final = Preset(
     trees=(300, 1000),
     leaves=(31, 64, 255),
     rows=(1, 20, 100, 500, 2000),
-    engines=tuple(name for name in ENGINES if name != SLOW),
+    engines=ENGINES,
     seconds=8.0,
 )
 QUICK: Final = Preset(
     trees=(300,),
     leaves=(64,),
     rows=(1, 20, 500),
-    engines=("lightgbm", "lightgbm-single-row", "treelite", "onnxruntime"),
+    engines=("lightgbm", "lightgbm-single-row", "treelite", "onnxruntime", SLOW),
     seconds=3.0,
 )
 
@@ -70,8 +70,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ENGINE",
         help=f"engines to measure beside ours and lightgbm: {', '.join(ENGINES)} (default all but {SLOW})",
     )
-    parser.add_argument("--slow-engines", action="store_true", help=f"measure {SLOW}, too, which compiles for minutes")
-    parser.add_argument("--quick", action="store_true", help="one forest, and no engine that compiles it")
+    parser.add_argument(
+        "--slow-engines",
+        type=_positive,
+        nargs="*",
+        metavar="LEAVES",
+        help=f"measure {SLOW}, too, which compiles for minutes: on all forests, or on those of so many leaves",
+    )
+    parser.add_argument("--quick", action="store_true", help="one forest, and none of the engines that need a compiler")
     parser.add_argument("--seconds", type=float, help=f"for each forest and number of rows (default {FULL.seconds})")
     parser.add_argument(
         "--groups", type=_positive, default=600, help="groups of 100 rows to train on (default %(default)s)"
@@ -91,11 +97,14 @@ def _measure(options: argparse.Namespace) -> Iterable[Measurement]:
     from recserve.loadtest.forest.measure import Work, measure_forests  # noqa: PLC0415  it needs what exports need
 
     preset = QUICK if options.quick else FULL
+    leaves = options.leaves or preset.leaves
+    slow_everywhere = options.slow_engines == [] or SLOW in (options.engines or ())
     work = Work(
         trees=options.trees or preset.trees,
-        leaves=options.leaves or preset.leaves,
+        leaves=leaves,
         rows=options.rows or preset.rows,
-        engines=options.engines or (*preset.engines, *((SLOW,) if options.slow_engines else ())),
+        engines=options.engines or preset.engines,
+        slow_leaves=leaves if slow_everywhere else options.slow_engines or (),
         seconds=preset.seconds if options.seconds is None else options.seconds,
         groups=options.groups,
         seed=options.seed,

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recserve.exporters.errors import ExportError
-from recserve.exporters.lightgbm_text import input_rules, parse_forest
+from recserve.exporters.lightgbm_text import ForestText, input_rules, parse_forest
 from recserve.exporters.tl2cgen_library import compile_library
 from recserve.kernels.forest import Forest
 from recserve.kernels.native_forest import NativeForest
@@ -34,8 +34,8 @@ from recserve.loadtest.forest.recipe import CROSS_FEATURES, FEATURES, ITEM_FEATU
 T = TypeVar("T")
 Margins = Callable[[Request], ArrayLike]
 
-LLEAVES_MAX_LEAVES: Final = 100_000
-"""lleaves takes minutes for a tenth of a million leaves, and more than proportionally longer for more."""
+MAX_COMPILED_LEAVES: Final = 100_000
+"""Compilers take minutes for a tenth of a million leaves."""
 
 
 class EngineUnavailableError(Exception):
@@ -144,9 +144,11 @@ def _lightgbm_single_row(path: Path) -> Engine:
 def _tl2cgen(path: Path, *, quantize: bool) -> Engine:
     library = path.with_suffix(".quantized.so" if quantize else ".so")
     try:
-        rules = input_rules(parse_forest(path.read_text("utf-8")))
+        forest = parse_forest(path.read_text("utf-8"))
+        _require_compilable(forest)
+        rules = input_rules(forest)
         booster = lightgbm.Booster(model_file=path)
-        effort = _make(library, lambda target: compile_library(booster, target, quantize=quantize))
+        effort = make_once(library, lambda target: compile_library(booster, target, quantize=quantize))
     except ExportError as error:
         raise EngineUnavailableError(str(error)) from error
     native = NativeForest(library, FEATURES, rules.nan_to_zero, rules.categorical)
@@ -168,12 +170,10 @@ def _treelite(path: Path) -> Engine:
 
 def _lleaves(path: Path) -> Engine:
     lleaves = _module("lleaves")
-    leaves = sum(len(tree.leaf_values) for tree in parse_forest(path.read_text("utf-8")).trees)
-    if leaves > LLEAVES_MAX_LEAVES:
-        raise EngineUnavailableError(f"it would compile {leaves:,} leaves for much longer than the benchmark may take")
+    _require_compilable(parse_forest(path.read_text("utf-8")))
     model = lleaves.Model(model_file=str(path))
     code = path.with_suffix(".lleaves")
-    effort = _make(code, lambda target: model.compile(cache=str(target), raw_score=True))
+    effort = make_once(code, lambda target: model.compile(cache=str(target), raw_score=True))
     if not model.is_compiled:
         model.compile(cache=str(code), raw_score=True)
     return Engine(name="lleaves", margins=lambda request: model.predict(request.rows64, n_jobs=1), compilation=effort)
@@ -191,6 +191,12 @@ def _onnxruntime(path: Path) -> Engine:
     return Engine(name="ONNX Runtime", margins=lambda request: session.run(None, {"rows": request.rows})[0])
 
 
+def _require_compilable(forest: ForestText) -> None:
+    leaves = sum(len(tree.leaf_values) for tree in forest.trees)
+    if leaves > MAX_COMPILED_LEAVES:
+        raise EngineUnavailableError(f"it would compile {leaves:,} leaves for longer than a benchmark should take")
+
+
 def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -198,7 +204,7 @@ def _module(name: str) -> Any:
         raise EngineUnavailableError(f"{name} cannot be imported ({error}): pip install 'recserve[bench]'") from error
 
 
-def _make(path: Path, make: Callable[[Path], object]) -> Effort:
+def make_once(path: Path, make: Callable[[Path], object]) -> Effort:
     """Make a file unless it is there; what it took then."""
     record = path.with_name(f"{path.name}.effort.json")
     if not (path.exists() and record.exists()):

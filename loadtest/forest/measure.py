@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from recserve.exporters.forest import compile_forest
 from recserve.exporters.lightgbm_text import parse_forest
 from recserve.kernels.forest import CPU_VARIANTS, Forest
-from recserve.loadtest.forest.engines import BASELINE, OTHERS, OWN, Effort, EngineUnavailableError, measure_effort
+from recserve.loadtest.forest.command import SLOW
+from recserve.loadtest.forest.engines import (
+    BASELINE,
+    OTHERS,
+    OWN,
+    Effort,
+    Engine,
+    EngineUnavailableError,
+    measure_effort,
+)
 from recserve.loadtest.forest.recipe import Marketplace, Recipe, request_split_share, train
 from recserve.loadtest.forest.runners import Job, LocalRunner, Runner, Times, own_runners
 from recserve.loadtest.results import Measurement
@@ -47,6 +56,7 @@ class Work:
         trees, leaves: each number of trees with each number of leaves makes a forest.
         rows: candidates of a call.
         engines: names of engines.OTHERS; BASELINE takes part in any case.
+        slow_leaves: numbers of leaves with which SLOW takes part, if it is among the engines.
         seconds: to spend on each forest and number of rows; never less than MIN_ROUNDS rounds of turns.
         groups, seed: as in Recipe.
         models: folder that keeps trained and compiled models.
@@ -56,6 +66,7 @@ class Work:
     leaves: Sequence[int]
     rows: Sequence[int]
     engines: Sequence[str]
+    slow_leaves: Sequence[int]
     seconds: float
     groups: int
     seed: int
@@ -85,7 +96,7 @@ def _measure_forest(work: Work, params: Mapping[str, int], model: Path, tell: Te
     for name in dict.fromkeys((BASELINE, *work.engines)):
         tell(f"opening {name}: {params['trees']} trees of {params['leaves']} leaves")
         try:
-            engine = OTHERS[name](model)
+            engine = _open(work, name, params["leaves"], model)
         except EngineUnavailableError as error:
             yield Measurement(name=name, params=params, milliseconds=(), extra={"skipped": str(error)})
             continue
@@ -104,6 +115,12 @@ def _measure_forest(work: Work, params: Mapping[str, int], model: Path, tell: Te
             yield from _measure_rows(work, {**params, "rows": rows}, runners)
 
 
+def _open(work: Work, name: str, leaves: int, model: Path) -> Engine:
+    if name == SLOW and leaves not in work.slow_leaves:
+        raise EngineUnavailableError(f"it compiles for minutes; --slow-engines {leaves} asks for it")
+    return OTHERS[name](model)
+
+
 def _measure_rows(work: Work, params: Mapping[str, int], runners: Sequence[Runner]) -> Iterator[Measurement]:
     margins = [runner.prepare(params["rows"]) for runner in runners]
     expected = next(found for runner, found in zip(runners, margins, strict=True) if runner.name == "LightGBM")
@@ -119,7 +136,7 @@ def _measure_rows(work: Work, params: Mapping[str, int], runners: Sequence[Runne
                 "min_ms": round(min(own.milliseconds), 5),
                 "cpu_ms": round(float(np.median(own.cpu_ms)), 5),
                 **{ratio: round(medians[to] / median, 2) for ratio, to in RATIOS_TO.items() if to in medians},
-                **_equality(found, expected),
+                **equality(found, expected),
             },
         )
 
@@ -136,7 +153,7 @@ def _take_turns(runners: Sequence[Runner], seconds: float, random: np.random.Gen
     return times
 
 
-def _equality(found: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, int | float]:
+def equality(found: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, int | float]:
     """How many margins have other bits than LightGBM's, and by how much the worst differs."""
     return {
         "scores": len(expected),

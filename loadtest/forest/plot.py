@@ -10,10 +10,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recserve.loadtest.forest.tables import Row, title
+from recserve.loadtest.forest.tables import OWN, Row, title
 
 COLOURS: Final = "tab10"
-OWN: Final = "recserve"
 
 
 def plot_forests(content: Mapping[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ Row = Mapping[str, Any]
 Forest = tuple[int, int]
 """Trees and leaves."""
 
+OWN: Final = "recserve"
 SIZE: Final = ("trees", "leaves", "rows")
 REFERENCE: Final[Forest] = (1000, 64)
 CANDIDATES: Final = 500
@@ -50,6 +52,7 @@ def document_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
         _forest,
         lambda column: f"{column[0]:,} x {column[1]}",
     )
+    yield steps(results)
     yield from _making(results)
 
 
@@ -70,6 +73,35 @@ def detail(results: Sequence[Row], forest: Forest, rows: int) -> Grid:
             for row in found
         ],
     )
+
+
+def steps(results: Sequence[Row]) -> Grid:
+    """What each step of the design gives, on the reference workload with the widest instructions."""
+    own = [row for row in _timed(results) if _forest(row) == REFERENCE and row["name"] == OWN]
+    median = {tuple(row["params"][name] for name in ("path", "cpu", "rows")): row["p50_ms"] for row in own}
+    variants = list(dict.fromkeys(row["params"]["cpu"] for row in own))
+    widest = {path: median[path, variants[-1], CANDIDATES] for path in {row["params"]["path"] for row in own}}
+    made = next(row for row in results if "operations" in row and _forest(row) == REFERENCE)
+    lines = [
+        ("leaf numbers whose bits take few operations", made["operations_by_reach"], made["operations"]),
+        *(
+            (f"{wide} instead of {narrow}", median["request", narrow, CANDIDATES], median["request", wide, CANDIDATES])
+            for narrow, wide in itertools.pairwise(variants)
+        ),
+        ("items binned at export", widest["predict"], widest["items binned"]),
+        ("user and context values evaluated once a request", widest["items binned"], widest["request"]),
+        ("20 rows in a narrow block", widest["request"], median["request", variants[-1], 20]),
+        ("float32 sums, which are not exact", widest["request"], widest["request, float sums"]),
+    ]
+    return Grid(
+        f"What the steps give: {_named(REFERENCE)}, {CANDIDATES} rows, operations or milliseconds",
+        ("step", "without", "with", "times"),
+        [(text, _short(before), _short(after), f"{before / after:.2f}") for text, before, after in lines],
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _medians(
