@@ -33,7 +33,7 @@ def plot_forests(content: Mapping[str, Any], path: Path) -> None:
     for panel, count in zip(panels, leaves, strict=True):
         _draw(panel, [row for row in timed if row["params"]["leaves"] == count], colours)
         panel.set_title(f"{trees:,} trees, up to {count} leaves")
-    panels[0].set_ylabel("milliseconds a call, median, one core")
+    panels[0].set_ylabel("milliseconds of CPU time a call, median")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     with mpl.rc_context({"svg.hashsalt": OWN, "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -41,7 +41,7 @@ def plot_forests(content: Mapping[str, Any], path: Path) -> None:
 
 def _draw(panel: Axes, rows: Sequence[Row], colours: Mapping[str, Any]) -> None:
     for name, colour in colours.items():
-        points = sorted((row["params"]["rows"], row["p50_ms"]) for row in rows if title(row) == name)
+        points = sorted((row["params"]["rows"], row["cpu_p50_ms"]) for row in rows if title(row) == name)
         width = 2.2 if name.startswith(OWN) else 1.0
         panel.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=width, color=colour, label=name)
     ticks = sorted({row["params"]["rows"] for row in rows})

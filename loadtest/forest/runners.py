@@ -29,26 +29,17 @@ SCORES: Final = 500
 MIN_REQUESTS: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Milliseconds of each call of a turn by the clock, and by the processor's time for all of them together."""
-
-    milliseconds: Sequence[float]
-    cpu_ms: float
-
-
 @dataclass(slots=True)
 class Times:
-    """The turns of a runner."""
+    """Milliseconds of calls: by the clock, and of the processor's time, which other work prolongs less."""
 
-    milliseconds: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    """Of each turn, by call."""
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
-    def add(self, turn: Turn) -> None:
-        """Count a turn."""
-        self.milliseconds.extend(turn.milliseconds)
-        self.cpu_ms.append(turn.cpu_ms / len(turn.milliseconds))
+    def add(self, other: Times) -> None:
+        """Append the times of further calls."""
+        self.wall += other.wall
+        self.cpu += other.cpu
 
 
 class Runner(Protocol):
@@ -62,8 +53,8 @@ class Runner(Protocol):
         """Make the requests of so many rows for the turns to come; the margins of all their candidates."""
         ...
 
-    def turn(self, seconds: float) -> Turn:
-        """Answer requests for so long, at least one."""
+    def turn(self, seconds: float) -> Times:
+        """Answer requests for so many seconds of the processor's time, at least one."""
         ...
 
 
@@ -81,18 +72,18 @@ class LocalRunner:
         self._requests = itertools.cycle(requests)
         return np.concatenate([np.array(self._margins(each), np.float64).reshape(-1) for each in requests])
 
-    def turn(self, seconds: float) -> Turn:
+    def turn(self, seconds: float) -> Times:
         """See `Runner`. The first call is not counted: it brings the engine's data back into the caches."""
         self._margins(next(self._requests))
-        nanoseconds: list[int] = []
-        cpu = time.process_time_ns()
-        begin = time.perf_counter_ns()
-        while not nanoseconds or time.perf_counter_ns() - begin < 1e9 * seconds:
+        times = Times()
+        end = time.process_time_ns() + 1e9 * seconds
+        while not times.wall or time.process_time_ns() < end:
             request = next(self._requests)
-            start = time.perf_counter_ns()
+            cpu, wall = time.process_time_ns(), time.perf_counter_ns()
             self._margins(request)
-            nanoseconds.append(time.perf_counter_ns() - start)
-        return Turn([each / 1e6 for each in nanoseconds], (time.process_time_ns() - cpu) / 1e6)
+            times.wall.append((time.perf_counter_ns() - wall) / 1e6)
+            times.cpu.append((time.process_time_ns() - cpu) / 1e6)
+        return times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +131,9 @@ class _RemoteRunner:
     def prepare(self, rows: int) -> NDArray[np.float64]:
         return np.asarray(self._ask("prepare", rows))
 
-    def turn(self, seconds: float) -> Turn:
-        turn = self._ask("turn", seconds)
-        return Turn(turn.milliseconds, turn.cpu_ms)
+    def turn(self, seconds: float) -> Times:
+        found: Times = self._ask("turn", seconds)
+        return found
 
     def _ask(self, method: str, argument: float) -> Any:
         try:

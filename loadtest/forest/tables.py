@@ -41,13 +41,13 @@ def document_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
     results = content["results"]
     yield detail(results, REFERENCE, CANDIDATES)
     yield _medians(
-        f"{_named(REFERENCE)}, median milliseconds by number of rows",
+        f"{_named(REFERENCE)}, median milliseconds of CPU time by number of rows",
         [row for row in _timed(results) if _forest(row) == REFERENCE],
         lambda row: (row["params"]["rows"],),
         lambda column: f"{column[0]:,}",
     )
     yield _medians(
-        f"{CANDIDATES} rows, median milliseconds by trees and leaves",
+        f"{CANDIDATES} rows, median milliseconds of CPU time by trees and leaves",
         [row for row in _timed(results) if row["params"]["rows"] == CANDIDATES],
         _forest,
         lambda column: f"{column[0]:,} x {column[1]}",
@@ -61,12 +61,24 @@ def detail(results: Sequence[Row], forest: Forest, rows: int) -> Grid:
     found = [row for row in _timed(results) if _forest(row) == forest and row["params"]["rows"] == rows]
     return Grid(
         f"{_named(forest)}, {rows:,} {'rows' if rows > 1 else 'row'}, milliseconds a call",
-        ("engine", "p50", "p99", "min", "CPU", "times LightGBM", "runs", f"differ of {found[0]['scores']:,}"),
+        (
+            "engine",
+            "CPU p50",
+            "CPU min",
+            "times LightGBM",
+            "clock p50",
+            "clock p99",
+            "runs",
+            f"differ of {found[0]['scores']:,}",
+        ),
         [
             (
                 title(row),
-                *(f"{row[name]:.3g}" for name in ("p50_ms", "p99_ms", "min_ms", "cpu_ms")),
+                _short(row["cpu_p50_ms"]),
+                _short(row["cpu_min_ms"]),
                 f"{row['ratio_to_lightgbm']:.3g}",
+                _short(row["p50_ms"]),
+                _short(row["p99_ms"]),
                 f"{row['runs']:,}",
                 f"{row['mismatches']:,}",
             )
@@ -78,7 +90,7 @@ def detail(results: Sequence[Row], forest: Forest, rows: int) -> Grid:
 def steps(results: Sequence[Row]) -> Grid:
     """What each step of the design gives, on the reference workload with the widest instructions."""
     own = [row for row in _timed(results) if _forest(row) == REFERENCE and row["name"] == OWN]
-    median = {tuple(row["params"][name] for name in ("path", "cpu", "rows")): row["p50_ms"] for row in own}
+    median = {tuple(row["params"][name] for name in ("path", "cpu", "rows")): row["cpu_p50_ms"] for row in own}
     variants = list(dict.fromkeys(row["params"]["cpu"] for row in own))
     widest = {path: median[path, variants[-1], CANDIDATES] for path in {row["params"]["path"] for row in own}}
     made = next(row for row in results if "operations" in row and _forest(row) == REFERENCE)
@@ -94,14 +106,15 @@ def steps(results: Sequence[Row]) -> Grid:
         ("float32 sums, which are not exact", widest["request"], widest["request, float sums"]),
     ]
     return Grid(
-        f"What the steps give: {_named(REFERENCE)}, {CANDIDATES} rows, operations or milliseconds",
+        f"What the steps give: {_named(REFERENCE)}, {CANDIDATES} rows, operations or milliseconds of CPU time",
         ("step", "without", "with", "times"),
         [(text, _short(before), _short(after), f"{before / after:.2f}") for text, before, after in lines],
     )
 
 
 def _short(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    """A count in full, milliseconds with three digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _medians(
@@ -109,7 +122,7 @@ def _medians(
 ) -> Grid:
     """Medians of engines by something of their sizes."""
     columns = sorted({key(row) for row in results})
-    cells = {(title(row), key(row)): f"{row['p50_ms']:.3g}" for row in results}
+    cells = {(title(row), key(row)): _short(row["cpu_p50_ms"]) for row in results}
     engines = dict.fromkeys(title(row) for row in results)
     lines = [(engine, *(cells.get((engine, column), "-") for column in columns)) for engine in engines]
     return Grid(text, ("engine", *map(show, columns)), lines)
