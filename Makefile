@@ -45,6 +45,7 @@ format: $(TEST_READY) ## Format the sources
 bench: $(TEST_READY) $(DEMO)/recserve.toml ## Measure the kernels and the demo server; results under build/bench
 	$(BIN)/recserve-loadtest kernels basics
 	$(BIN)/recserve-loadtest kernels forest --quick
+	$(BIN)/recserve-loadtest kernels retrieval --quick --engines ivf-flat ivf-pq scann
 	$(BIN)/recserve-loadtest serve --config $(DEMO)/recserve.toml --out build/bench/demo.json
 
 clean: ## Remove what a build makes, with .venv

@@ -65,7 +65,7 @@ def export_space(
     queries = None
     if needs_queries(spec.index, context.items):
         queries = _queries(context, user_tower, users, what)
-    index = build_index(spec.index, vectors, queries, writer, spec.name, _Steps(progress, what))
+    index = build_index(spec.index, vectors, queries, writer, spec.name, Steps(progress, what))
     return manifest_pb2.Space(
         name=spec.name,
         dim=dim,
@@ -199,7 +199,7 @@ def _queries(context: TowerContext, tower: ExportedTower | None, users: Vectors 
     return user_vectors(tower, context, context.users)
 
 
-class _Steps:
+class Steps:
     """Shows an index's steps as bars."""
 
     def __init__(self, progress: Progress, what: str) -> None:

@@ -20,11 +20,12 @@ from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.kernels import BASICS
 from recserve.loadtest.results import document, table, write
+from recserve.loadtest.retrieval.command import RETRIEVAL
 from recserve.loadtest.served import measure_server
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.snapshot import open_snapshot
 
-KERNEL_SETS: Final = (BASICS, FOREST)
+KERNEL_SETS: Final = (BASICS, FOREST, RETRIEVAL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,6 +31,7 @@ PACKAGES = (
     "treelite",
     "lleaves",
     "llvmlite",
+    "scann",
 )
 
 
