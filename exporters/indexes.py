@@ -32,6 +32,8 @@ from recserve.exporters.errors import ExportError
 from recserve.exporters.faiss_library import faiss_library
 from recserve.exporters.spec import IndexSpec
 from recserve.exporters.tuning import (
+    COARSE_CODES,
+    FINE_CODES,
     MIN_QUERIES,
     QUERIES,
     Built,
@@ -286,6 +288,7 @@ def _built_codes(vectors: Vectors, arrays: Arrays, plan: CodePlan) -> Built:
         kind=manifest_pb2.IVF_PQ4,
         factory=plan.name,
         bytes=sum(array.nbytes for array in arrays.values()),
+        rescored=COARSE_CODES,
         effort=(NPROBE, plan.lists),
         engine=lambda effort: ListIndex(vectors, lists, effort),
         write=write,
@@ -314,6 +317,7 @@ def _built_faiss(vectors: Vectors, index: Any, factory: str, kind: manifest_pb2.
         kind=kind,
         factory=factory,
         bytes=len(faiss.serialize_index(index)),
+        rescored=COARSE_CODES if kind == manifest_pb2.FAISS else FINE_CODES,
         effort=next(((name, most[name]) for name in search_parameters(index)), None),
         engine=lambda effort: FaissIndex(vectors, index, effort),
         write=lambda writer, space: faiss.write_index(index, str(writer.path(space_file(space, "index.faiss")))),

@@ -208,6 +208,7 @@ class Steps:
 
     @contextmanager
     def step(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """See indexes.Progress."""
         task = self._progress.add_task(f"  {self._what}: {what}", total=total)
         yield lambda done: self._progress.advance(task, done)
         self._progress.remove_task(task)

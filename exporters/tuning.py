@@ -33,11 +33,13 @@ QUERIES: Final = 1000
 ONE_SIDED_95: Final = 1.645
 """The 95% quantile of the normal distribution."""
 
+COARSE_CODES: Final = (8.0, 6.0, 4.0, 3.0, 2.0, 1.6, 1.4, 1.25, 1.12)
+FINE_CODES: Final = (1.25, 1.12)
+"""Items to score exactly per item wanted, for codes of few bits and of 8 bits a dimension."""
+
 _TIMED: Final = 96  # queries
 _WARM_UP: Final = 8
 _NEAR_TIES: Final = 16  # exact neighbours behind the k-th that may nearly tie with it
-_RESCORED: Final = (8.0, 6.0, 4.0, 3.0, 2.0, 1.6, 1.4, 1.25, 1.12)
-"""Items scored exactly per item wanted, in the order of trial."""
 _FINER: Final = 4  # steps per doubling of the effort
 _MAX_EF: Final = 64  # efSearch per item scored
 _CURVE: Final = (-9, -6, -3, 3, 6)
@@ -52,6 +54,7 @@ class Built:
         kind: of the manifest's IndexKind.
         factory: its description; empty for exact search.
         bytes: of its files.
+        rescored: items to score exactly per item wanted, to try in this order: falling.
         effort: the search parameter that it has beside `rescored`, with its largest value; None: it has no other.
         engine: the server's, with a given effort.
         write: into the bundle, under a space's name.
@@ -60,6 +63,7 @@ class Built:
     kind: manifest_pb2.IndexKind.ValueType
     factory: str
     bytes: int
+    rescored: Sequence[float]
     effort: tuple[str, int] | None
     engine: Callable[[Effort], Index]
     write: Callable[[BundleWriter, str], None]
@@ -90,6 +94,7 @@ def exact_index(vectors: Vectors) -> Built:
         kind=manifest_pb2.EXACT,
         factory="",
         bytes=0,
+        rescored=(),
         effort=None,
         engine=lambda _: ExactIndex(vectors),
         write=lambda *_: None,
@@ -160,7 +165,7 @@ def settle(built: Built, judge: Judge, target: float, limit: float = math.inf) -
     good: list[manifest_pb2.IndexTrial] = []
     nearest: manifest_pb2.IndexTrial | None = None
     ladder, lowest = _ladder(built, judge.k), 0
-    for rescored in rescored_values(judge):
+    for rescored in rescored_values(built, judge):
         tried = _least(built, judge, target, rescored, ladder[lowest:], limit)
         if tried.recall_low < target:
             nearest = nearest or tried
@@ -184,15 +189,15 @@ def curve(built: Built, judge: Judge, best: manifest_pb2.IndexTrial) -> list[man
     return timed([built] * len(trials), judge, trials)
 
 
-def rescored_values(judge: Judge) -> list[int]:
+def rescored_values(built: Built, judge: Judge) -> list[int]:
     """How many items to score exactly, largest first; so few that an index pays."""
-    values = [math.ceil(judge.k * factor) + 16 for factor in _RESCORED]
+    values = [math.ceil(judge.k * factor) + 16 for factor in built.rescored]
     return [value for value in values if EXACT_SHARE * value <= judge.items]
 
 
 def least_items(k: int) -> int:
     """From how many items on an index can pay."""
-    return EXACT_SHARE * (math.ceil(k * _RESCORED[-1]) + 16)
+    return EXACT_SHARE * (math.ceil(k * COARSE_CODES[-1]) + 16)
 
 
 def _least(

@@ -7,6 +7,7 @@ export, whose target is for the lower confidence bound.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -113,7 +114,7 @@ class Scann:
     def __init__(self, searcher: Any, leaves: int) -> None:
         self._searcher = searcher
         self.efforts: Sequence[int] = sorted(
-            {max(1, round(leaves * share)) for share in (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)}
+            {max(1, round(leaves * share)) for share in (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.4, 1.0)}
         )
         self.effort = self.efforts[-1]
 
@@ -148,7 +149,7 @@ def ours(vectors: Vectors, queries: Vectors, k: int, target: float, folder: Path
     spec = IndexSpec(recall_target=target, recall_k=k)
     with BundleWriter(folder / "bundle") as writer, Progress(console=Console(stderr=True)) as progress:
         entry = build_index(spec, vectors, queries, writer, SPACE, Steps(progress, SPACE))
-        writer.root.rename(folder / SPACE)
+        shutil.copytree(writer.root, folder / SPACE)
     settings: dict[str, int | str] = {"factory": entry.factory or "exact", **entry.parameters}
     yield Ours("recserve", open_searcher(_space(entry, vectors, folder / SPACE), "cpu"), settings)
 

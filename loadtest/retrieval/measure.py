@@ -75,7 +75,10 @@ def _engines(
     work: Work, vectors: Vectors, queries: Vectors, folder: Path, tell: Callable[[str], None]
 ) -> Iterator[Engine]:
     tell(f"{work.items:,} items: what an export chooses")
-    yield from ours(vectors, queries, work.k, work.target, folder)
+    start = time.perf_counter()
+    for own in ours(vectors, queries, work.k, work.target, folder):
+        tell(f"{own.name}: {own.described()}, {time.perf_counter() - start:.0f} s")
+        yield own
     exact = ExactSearcher(vectors).search(queries[:200], work.k, [None] * 200)
     for name, build in zip(work.engines, others(vectors, work.engines), strict=True):
         start = time.perf_counter()
@@ -121,14 +124,7 @@ def _timed(
     for engine, recall, times, used in zip(engines, recalls, wall, processor, strict=True):
         yield Measurement(
             name=engine.name,
-            params={
-                "items": work.items,
-                "dim": DIM,
-                "k": work.k,
-                "batch": batch,
-                "filter": share,
-                **engine.described(),
-            },
+            params={**size, **engine.described()},
             milliseconds=times[3:],
             extra={"recall": round(recall, 4), "cpu_p50_ms": round(float(np.median(used[3:])), 4)},
         )

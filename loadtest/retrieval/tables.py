@@ -20,11 +20,8 @@ def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
 
 def settings(row: Row) -> str:
     """How an engine was set."""
-    return ", ".join(
-        str(value) if name == "factory" else f"{name} {value}"
-        for name, value in row["params"].items()
-        if name not in SIZE
-    )
+    own = {name: value for name, value in row["params"].items() if name not in SIZE}
+    return ", ".join(f"{value}" if name == "factory" else f"{name} {value}" for name, value in own.items())
 
 
 def _grid(rows: list[Row], share: float) -> Grid:
