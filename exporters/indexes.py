@@ -141,7 +141,7 @@ def build_index(
         judge = Judge(sample, asked, spec.recall_k)
         entrants = list(_enter(families, spec, sample, np.arange(SAMPLE), judge, progress))
         families = _survivors(entrants, spec.recall_target, len(vectors) / SAMPLE)
-        raced = [entrant.trials[0] for entrant in entrants if entrant.family not in families]
+        raced = [entrant.trials[0] for entrant in entrants]
     judge = Judge(vectors, asked, spec.recall_k)
     entrants = list(_enter(families, spec, vectors, np.setdiff1d(rows, held_out), judge, progress))
     winner = _choose(entrants, spec, judge)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -413,3 +415,52 @@ def test_recall_is_a_share_and_grows_with_tolerance(seed: int, k: int, tolerance
     strict, tolerant = (recall_at_k(found, rows, scores, each, k=k) for each in (0.0, tolerance))
     assert 0.0 <= strict <= tolerant <= 1.0
     assert strict == np.isin(found[:k], rows[:k]).sum() / k
+
+
+# ---------------------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_million_items_cost_little_private_memory(tmp_path: Path) -> None:
+    """Vectors and codes are mapped; what a process holds for itself stays below 100 MB."""
+    items, dim = 1_000_000, 128
+    stored = np.lib.format.open_memmap(tmp_path / "vectors.npy", "w+", np.float32, (items, dim))
+    for start in range(0, items, 100_000):
+        stored[start : start + 100_000] = np.random.default_rng(start).normal(size=(100_000, dim))
+    for part, array in build_codes(stored, np.arange(items), CodePlan(256, 32, 1)).items():
+        np.save(tmp_path / f"{part}.npy", array)
+    done = subprocess.run([sys.executable, "-c", _MEMORY, str(tmp_path)], capture_output=True, check=True, text=True)
+    private, mapped = map(float, done.stdout.split())
+    assert private < 100, done.stdout
+    assert mapped > 100, "the vectors should have been read from the mapped file"
+
+
+_MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from recserve.bundle.v1 import manifest_pb2
+from recserve.server.bundle.layout import INDEX_PARTS
+from recserve.server.bundle.reader import Space
+from recserve.server.pipeline.search import open_searcher
+
+def memory():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(rest.split()[0]) / 1000 for name, rest in (line.split(":", 1) for line in lines)}
+    return np.array([sizes["Anonymous"], sizes["Rss"] - sizes["Anonymous"]])
+
+folder = Path(sys.argv[1])
+index = manifest_pb2.Index(kind=manifest_pb2.IVF_PQ4, recall_k=500, parameters={"nprobe": 32, "rescored": 1000})
+before = memory()
+space = Space(
+    manifest_pb2.Space(name="ann", dim=128, index=index),
+    np.load(folder / "vectors.npy", mmap_mode="r").view(np.ndarray),
+    index_arrays={part: np.load(folder / f"{part}.npy", mmap_mode="r").view(np.ndarray) for part in INDEX_PARTS},
+)
+searcher = open_searcher(space, "cpu")
+for number in range(300):
+    queries = np.random.default_rng(number).normal(size=(8, 128)).astype(np.float32)
+    assert all(rows.size == 500 for rows, _ in searcher.search(queries, 500, [None] * 8))
+print(*(memory() - before))
+"""
