@@ -417,7 +417,7 @@ def test_recall_is_a_share_and_grows_with_tolerance(seed: int, k: int, tolerance
     assert strict == np.isin(found[:k], rows[:k]).sum() / k
 
 
-# ---------------------------------------------------------------------------------------------------------------- memory
+# -------------------------------------------------------------------------------------------------------------- memory
 
 
 @pytest.mark.slow
