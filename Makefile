@@ -43,7 +43,9 @@ format: $(TEST_READY) ## Format the sources
 	$(BIN)/ruff format .
 
 bench: $(TEST_READY) $(DEMO)/recserve.toml ## Measure the kernels and the demo server; results under build/bench
-	$(BIN)/recserve-loadtest kernels --out build/bench/kernels.json
+	$(BIN)/recserve-loadtest kernels basics
+	$(BIN)/recserve-loadtest kernels forest --quick
+	$(BIN)/recserve-loadtest kernels retrieval --quick --engines ivf-flat ivf-pq scann
 	$(BIN)/recserve-loadtest serve --config $(DEMO)/recserve.toml --out build/bench/demo.json
 
 clean: ## Remove what a build makes, with .venv

@@ -45,7 +45,7 @@ from recserve.server.pipeline.ranker import ENGINES
 from recserve.server.pipeline.towers import TowerUsers
 from recserve.server.pipeline.types import UserState, no_rows
 
-TRIAL_USERS = 512
+TRIAL_USERS = 1000
 """Users whose vectors try the towers and tune the indexes, spread over the snapshot."""
 
 
@@ -197,8 +197,9 @@ class _Export:
             length = "finite, of length 1" if space.normalized else "finite"
             self._check(f"given vectors of {spec.name}", f"shape and values: {length}", f"{space.dim} dimensions")
         if space.index.kind != IndexKind.EXACT:
-            recall = f"recall@{space.index.recall_k} {space.index.recall:.4f}"
-            self._check(f"index of {space.name}", "exact search on held-out queries", recall)
+            index = space.index
+            found = f"recall@{index.recall_k} {index.recall:.4f}, with 95% confidence at least {index.recall_low:.4f}"
+            self._check(f"index of {space.name}", f"exact search on {index.queries} held-out queries", found)
 
     def _write_sources(self, manifest: Manifest, items: ItemTable) -> None:
         manifest.candidate_sources.CopyFrom(write_sources(self._writer, self._spec, items))

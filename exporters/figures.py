@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from recserve.bundle.v1.manifest_pb2 import Calibration, CalibrationKind
+from recserve.bundle.v1.manifest_pb2 import Calibration, CalibrationKind, Index
 from recserve.kernels.reference import rerank as reference_rerank
 
 INK: Final = "#1b2430"
@@ -55,6 +56,28 @@ def calibration_figure(calibration: Calibration, margins: NDArray[np.float64]) -
         axes.bar(edges[:-1], 0.35 * counts / counts.max(), np.diff(edges), align="edge", color=REST, linewidth=0)
         axes.plot(curve, reference_rerank.calibrate(curve, calibration.kind, x, y), color=ACCENT, linewidth=1.8)
         axes.set(xlabel="margin", ylabel="relevance", ylim=(0, 1.02), xlim=(curve[0], curve[-1]))
+        return svg(figure)
+
+
+def recall_figure(index: Index) -> str:
+    """Recall by time of what tuning tried over the whole catalogue, with the target and what was chosen.
+
+    Args:
+        index: with trials.
+    """
+    items = max(trial.items for trial in index.trials)
+    tried = [trial for trial in index.trials if trial.items == items]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(index.recall_target, color=REST, linewidth=1)
+        names = dict.fromkeys(trial.factory for trial in tried)
+        for name, colour in zip(names, itertools.cycle(PALETTE)):
+            points = sorted((trial.p50_ms, trial.recall) for trial in tried if trial.factory == name)
+            axes.plot(*zip(*points, strict=True), "o", markersize=4, color=colour, label=name or "exact")
+        axes.plot(index.p50_ms, index.recall, "o", markersize=11, fillstyle="none", color=INK, label="chosen")
+        axes.set(xscale="log", xlabel="milliseconds a search", ylabel=f"recall@{index.recall_k}")
+        axes.legend(fontsize=8, frameon=False)
         return svg(figure)
 
 

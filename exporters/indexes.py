@@ -1,85 +1,158 @@
-"""FAISS indexes of 8-bit codes, tuned to a recall target."""
+"""The index of a vector space: built, tuned to a recall target, and chosen by speed.
+
+families    exact search; our inverted lists of 4-bit codes; FAISS's lists and graphs of 8-bit codes
+race        on a sample of a large catalogue: what cannot win is not built in full
+build       those that can, over all items
+choose      the simplest of those that are within noise of the fastest
+"""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters.codes import (
+    MAX_DIMENSIONS,
+    STEP,
+    Arrays,
+    CodePlan,
+    build_codes,
+    inverted_lists,
+    kept_dimensions,
+    spread,
+)
 from recserve.exporters.errors import ExportError
+from recserve.exporters.faiss_library import faiss_library
 from recserve.exporters.spec import IndexSpec
-from recserve.server.pipeline.search import (
-    EXACT_SHARE,
-    NEAR_TIE,
-    ExactSearcher,
-    HnswIndex,
-    IndexSearcher,
-    IvfIndex,
-    map_index,
-    overfetch,
-    recall_at_k,
+from recserve.exporters.tuning import (
+    COARSE_CODES,
+    FINE_CODES,
+    MIN_QUERIES,
+    QUERIES,
+    Built,
+    Judge,
+    curve,
+    exact_index,
+    least_items,
+    settle,
+    timed,
+)
+from recserve.exporters.writer import BundleWriter
+from recserve.kernels import ivf
+from recserve.server.bundle.layout import index_file, space_file
+from recserve.server.pipeline.index import (
+    EF_SEARCH,
+    FACTORY_CLASSES,
+    NPROBE,
+    FaissIndex,
+    ListIndex,
+    inner_index,
+    search_parameters,
 )
 
 Vectors = NDArray[np.float32]
 
-QUERIES: Final = 256
-"""How many held-out queries measure the recall."""
+SAMPLE: Final = 100_000
+"""Larger catalogues race on so many of their items first."""
 
-_TRAINING_PER_LIST: Final = 64  # FAISS wants 39 to 256 vectors per centroid
-_MIN_PER_LIST: Final = 39
+_FAISS_NAMES: Final[dict[int, str]] = {
+    manifest_pb2.IVF_SQ8: "FAISS's lists of 8-bit codes",
+    manifest_pb2.HNSW_SQ8: "FAISS's graph of 8-bit codes",
+    manifest_pb2.FAISS: "the given FAISS index",
+}
 _HNSW_LINKS: Final = 32
-_HNSW_TRAINING: Final = 100_000  # 8-bit codes need no more than the range of each dimension
+_TRAINING: Final = 100_000  # 8-bit codes need no more than the range of each dimension
+_TRAINING_PER_LIST: Final = 64  # FAISS wants 39 to 256 vectors per centroid
 _BLOCK: Final = 1 << 16
+_SURVIVES: Final = 2.0  # times the best time that the race expects
+_HOPELESS: Final = 5.0  # times the best time so far
+_NOISE: Final = 1.1  # times that differ by less are equal
+
+
+class Progress(Protocol):
+    """Where the long steps are shown."""
+
+    def step(self, what: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """A step of `total` parts, or of unknown length; what it gives is called with how many more are done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A kind of index that can be built over any number of items.
+
+    Attributes:
+        name: for people.
+        growth: its search time grows with the items to this power, about.
+        build: over some vectors, trained on some of their rows; called back with how many items were added.
+    """
+
+    name: str
+    growth: float
+    build: Callable[[Vectors, NDArray[np.int64], Callable[[int], None]], Built]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entrant:
+    """A family, what was built of it, and its trials, the fastest first."""
+
+    family: Family
+    built: Built
+    trials: Sequence[manifest_pb2.IndexTrial]
 
 
 def build_index(
-    spec: IndexSpec,
-    vectors: Vectors,
-    queries: Vectors | None,
-    path: Path,
-    advance: Callable[[int], None] = lambda _: None,
+    spec: IndexSpec, vectors: Vectors, queries: Vectors | None, writer: BundleWriter, space: str, progress: Progress
 ) -> manifest_pb2.Index:
-    """Build, tune and write an index, or describe exact search, which needs none.
-
-    The search parameter (nprobe, efSearch) is the smallest of a rising series whose mean recall at `spec.recall_k` on
-    held-out queries, against exact search, reaches `spec.recall_target`.
+    """Choose, build, tune and write the index of a space.
 
     Args:
         spec: what is wanted.
         vectors: float32 [items, dim]; may be mapped.
-        queries: float32 [n, dim], vectors of users; None: items that do not train the index stand in for them.
-        path: of the index file; written unless the search is exact.
-        advance: called with the number of vectors that were added since the last call.
+        queries: float32 [n, dim], vectors of users; None: items that do not train the index stand in for them, as they
+            join users who are too few.
+        writer: of the bundle.
+        space: the space's name.
+        progress: shows what is going on.
 
     Returns:
         The manifest's entry.
 
     Raises:
-        ExportError: the catalogue is too small, FAISS is not installed, or no parameter reaches the target.
+        ExportError: the wishes make no sense, the catalogue is too small for the kind, the factory string is not one of
+            an index of codes, FAISS is not installed, or no setting reaches the target.
     """
-    if spec.kind == "exact":
-        return manifest_pb2.Index(kind=manifest_pb2.EXACT, recall=1.0, recall_k=spec.recall_k)
     _check_spec(spec, len(vectors))
-    held_out = _spread(len(vectors), min(QUERIES, len(vectors) // 4))
-    trainable = np.setdiff1d(np.arange(len(vectors)), held_out)
-    factory, training = _plan(spec.kind, len(trainable))
-    faiss = _faiss()
-    index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(np.ascontiguousarray(vectors[trainable[_spread(len(trainable), training)]]))
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK]
-        index.add(block)
-        advance(len(block))
-    faiss.write_index(index, str(path))
-    del index  # its file is what is served, so that is what is tuned
-    chosen = vectors[held_out] if queries is None else queries[_spread(len(queries), QUERIES)]
-    return _tune(spec, vectors, np.ascontiguousarray(chosen), path, factory)
+    if not needs_queries(spec, len(vectors)):
+        return manifest_pb2.Index(kind=manifest_pb2.EXACT, recall=1.0, recall_low=1.0, recall_k=spec.recall_k)
+    rows = np.arange(len(vectors))
+    held_out = spread(rows, min(QUERIES, len(vectors) // 4))
+    asked = _held_out_queries(vectors, queries, held_out)
+    families = list(_families(spec, vectors))
+    raced: list[manifest_pb2.IndexTrial] = []
+    if len(vectors) > SAMPLE and len(families) > 1:
+        sample = np.ascontiguousarray(vectors[spread(rows, SAMPLE)])
+        judge = Judge(sample, asked, spec.recall_k)
+        entrants = list(_enter(families, spec, sample, np.arange(SAMPLE), judge, progress))
+        families = _survivors(entrants, spec.recall_target, len(vectors) / SAMPLE)
+        raced = [entrant.trials[0] for entrant in entrants]
+    judge = Judge(vectors, asked, spec.recall_k)
+    entrants = list(_enter(families, spec, vectors, np.setdiff1d(rows, held_out), judge, progress))
+    winner = _choose(entrants, spec, judge)
+    winner.built.write(writer, space)
+    trials = [*(trial for each in entrants for trial in each.trials), *curve(winner.built, judge, winner.trials[0])]
+    return _entry(spec, winner.trials[0], len(asked), [*raced, *trials])
+
+
+def needs_queries(spec: IndexSpec, items: int) -> bool:
+    """Whether an index is tuned at all: exact search is not, and under some thousand items nothing is faster."""
+    return spec.kind != "exact" and not (spec.kind == "auto" and items < least_items(spec.recall_k))
 
 
 def _check_spec(spec: IndexSpec, items: int) -> None:
@@ -87,82 +160,192 @@ def _check_spec(spec: IndexSpec, items: int) -> None:
         raise ExportError(f"recall_target must be above 0 and at most 1, found {spec.recall_target}")
     if spec.recall_k < 1:
         raise ExportError(f"recall_k must be at least 1, found {spec.recall_k}")
-    needed = EXACT_SHARE * overfetch(spec.recall_k)
-    if items < needed:
+    if (spec.kind == "faiss") != bool(spec.factory):
+        raise ExportError(f"factory goes with kind 'faiss' and no other, found kind {spec.kind!r} and {spec.factory!r}")
+    needed = least_items(spec.recall_k)
+    if spec.kind not in ("auto", "exact") and items < needed:
         raise ExportError(
             f"{items:,} items are too few for an index of kind {spec.kind} at recall_k = {spec.recall_k}, which pays "
-            f"from {needed:,} on; use kind 'exact', which is fast at this size, or a smaller recall_k"
+            f"from {needed:,} on; use kind 'auto' or 'exact', or a smaller recall_k"
         )
 
 
-def _plan(kind: str, items: int) -> tuple[str, int]:
-    """FAISS's factory string, and how many vectors train it; `items` can."""
-    if kind == "hnsw_sq8":
-        return f"HNSW{_HNSW_LINKS},SQ8", min(items, _HNSW_TRAINING)
-    lists = inverted_lists(items)
-    return f"IVF{lists},SQ8", min(items, _TRAINING_PER_LIST * lists)
+def _held_out_queries(vectors: Vectors, users: Vectors | None, held_out: NDArray[np.int64]) -> Vectors:
+    if users is None:
+        return np.ascontiguousarray(vectors[held_out])
+    chosen = users[spread(np.arange(len(users)), QUERIES)]
+    missing = max(0, MIN_QUERIES - len(chosen))
+    return np.ascontiguousarray(np.concatenate([chosen, vectors[spread(held_out, missing)]]))
 
 
-def inverted_lists(items: int) -> int:
-    """How many lists: the power of two next to 4 sqrt(items), but at least 39 items a list, as FAISS's k-means wants.
-
-    Then looking into a list and choosing it cost about as much: a search that reads a few per cent of the lists
-    compares its query with as many centroids as items.
-    """
-    balanced = round(math.log2(4 * math.sqrt(items)))
-    most = math.floor(math.log2(items / _MIN_PER_LIST))
-    return 1 << max(0, min(balanced, most))
+# ------------------------------------------------------------------------------------------------------------- the race
 
 
-def _tune(spec: IndexSpec, vectors: Vectors, queries: Vectors, path: Path, factory: str) -> manifest_pb2.Index:
-    k, index = spec.recall_k, map_index(path)
-    # A few more than k, so that near-ties of the last place are known.
-    exact = ExactSearcher(vectors).search(queries, k + 16, [None] * len(queries))
-    best, tried = 0.0, 0
-    for value in _values(spec, index):
-        searcher = IndexSearcher(vectors, IvfIndex(index, value) if spec.kind == "ivf_sq8" else HnswIndex(index, value))
-        found = [searcher.search_index(query, k, overfetch(k), 1.0)[0] for query in queries]
-        recall = float(
-            np.mean([recall_at_k(rows, *known, NEAR_TIE, k=k) for rows, known in zip(found, exact, strict=True)])
-        )
-        if recall >= spec.recall_target:
-            kind = manifest_pb2.IVF_SQ8 if spec.kind == "ivf_sq8" else manifest_pb2.HNSW_SQ8
-            return manifest_pb2.Index(
-                kind=kind, factory=factory, parameters={_parameter(spec): value}, recall=recall, recall_k=k
-            )
-        best, tried = max(best, recall), value
-    raise ExportError(
-        f"no {_parameter(spec)} up to {tried} reaches recall@{k} of {spec.recall_target:g} with {factory}; the best "
-        f"was {best:.4f}: lower recall_target, or use kind 'exact'"
+def _enter(
+    families: Sequence[Family],
+    spec: IndexSpec,
+    vectors: Vectors,
+    trainable: NDArray[np.int64],
+    judge: Judge,
+    progress: Progress,
+) -> Iterator[_Entrant]:
+    """Build and tune each family; what is far slower than another is not tuned to the end."""
+    fastest = math.inf
+    for family in families:
+        with progress.step(f"{family.name}, {len(vectors):,} items", len(vectors)) as advance:
+            built = family.build(vectors, trainable, advance)
+        with progress.step(f"{family.name}: recall and time", None):
+            trials = settle(built, judge, spec.recall_target, _HOPELESS * fastest)
+        if trials:
+            if trials[0].recall_low >= spec.recall_target:
+                fastest = min(fastest, trials[0].p50_ms)
+            yield _Entrant(family=family, built=built, trials=trials)
+
+
+def _survivors(entrants: Sequence[_Entrant], target: float, growth: float) -> list[Family]:
+    """Those that may be among the fastest with `growth` times as many items."""
+    able = [each for each in entrants if each.trials[0].recall_low >= target] or entrants
+    expected = [each.trials[0].p50_ms * growth**each.family.growth for each in able]
+    return [each.family for each, time in zip(able, expected, strict=True) if time <= _SURVIVES * min(expected)]
+
+
+def _choose(entrants: Sequence[_Entrant], spec: IndexSpec, judge: Judge) -> _Entrant:
+    """The simplest of those whose times, measured side by side, are within noise of the fastest."""
+    able = [each for each in entrants if each.trials[0].recall_low >= spec.recall_target]
+    if not able:
+        raise ExportError(_out_of_reach(entrants, spec))
+    timed([each.built for each in able], judge, [each.trials[0] for each in able])
+    fastest = min(each.trials[0].p50_ms for each in able)
+    return next(each for each in able if each.trials[0].p50_ms <= _NOISE * fastest)
+
+
+def _out_of_reach(entrants: Sequence[_Entrant], spec: IndexSpec) -> str:
+    best = max((each.trials[0] for each in entrants), key=lambda trial: trial.recall_low)
+    tried = " or ".join(each.built.factory for each in entrants)
+    return (
+        f"no setting of {tried} reaches recall@{spec.recall_k} of {spec.recall_target:g} with its lower 95% bound; the "
+        f"best was {best.recall:.4f}, bound {best.recall_low:.4f}: lower recall_target, or use kind 'auto' or 'exact'"
     )
 
 
-def _parameter(spec: IndexSpec) -> str:
-    return "nprobe" if spec.kind == "ivf_sq8" else "efSearch"
+def _entry(
+    spec: IndexSpec, best: manifest_pb2.IndexTrial, queries: int, trials: Sequence[manifest_pb2.IndexTrial]
+) -> manifest_pb2.Index:
+    exact = best.kind == manifest_pb2.EXACT
+    return manifest_pb2.Index(
+        kind=best.kind,
+        factory=best.factory,
+        parameters=best.parameters,
+        recall=best.recall,
+        recall_k=spec.recall_k,
+        recall_target=0.0 if exact else spec.recall_target,
+        recall_low=best.recall_low,
+        queries=queries,
+        bytes=best.bytes,
+        p50_ms=best.p50_ms,
+        trials=trials,
+    )
 
 
-def _values(spec: IndexSpec, index: Any) -> Iterator[int]:
-    """Rising values to try: every half power of two. For HNSW from what `recall_k` fetches anyway, to 64 times that."""
-    low, high = (1, index.nlist) if spec.kind == "ivf_sq8" else (overfetch(spec.recall_k), index.ntotal)
-    if spec.kind == "hnsw_sq8":
-        high = min(high, 64 * low)
-    last = 0
-    for step in range(2 * math.ceil(math.log2(max(high / low, 1))) + 1):
-        value = min(high, round(low * 2 ** (step / 2)))
-        if value > last:
-            yield value
-        last = value
+# ------------------------------------------------------------------------------------------------------------ families
 
 
-def _spread(length: int, count: int) -> NDArray[np.int64]:
-    """Up to `count` distinct positions below `length`, evenly spread, ascending."""
-    return np.linspace(0, length - 1, min(count, length)).astype(np.int64)
+def _families(spec: IndexSpec, vectors: Vectors) -> Iterator[Family]:
+    """What is tried, simplest first."""
+    if spec.kind == "auto":
+        yield Family(name="exact search", growth=1.0, build=lambda given, *_: exact_index(given))
+    if spec.kind in ("auto", "ivf_pq4"):
+        kept = kept_dimensions(np.ascontiguousarray(vectors[spread(np.arange(len(vectors)), SAMPLE)]))
+        whole = min(-(-vectors.shape[1] // STEP) * STEP, MAX_DIMENSIONS)
+        yield _codes_family(kept, 1, one_list=True)
+        for dimensions, part in dict.fromkeys(((kept, 1), (kept, 2), (whole, 2))):
+            yield _codes_family(dimensions, part, one_list=False)
+    if spec.kind in ("auto", "ivf_sq8"):
+        yield _faiss_family(manifest_pb2.IVF_SQ8, lambda items: f"IVF{inverted_lists(items)},SQ8", 0.5)
+    if spec.kind in ("auto", "hnsw_sq8"):
+        yield _faiss_family(manifest_pb2.HNSW_SQ8, lambda _: f"HNSW{_HNSW_LINKS},SQ8", 0.0)
+    if spec.kind == "faiss":
+        yield _faiss_family(manifest_pb2.FAISS, lambda _: spec.factory, 1.0)
 
 
-def _faiss() -> Any:
+def _codes_family(dimensions: int, part: int, *, one_list: bool) -> Family:
+    def build(vectors: Vectors, trainable: NDArray[np.int64], advance: Callable[[int], None]) -> Built:
+        plan = CodePlan(1 if one_list else inverted_lists(len(trainable)), dimensions, part)
+        return _built_codes(vectors, build_codes(vectors, trainable, plan, advance), plan)
+
+    lists = "one list" if one_list else "lists"
+    return Family(name=f"{lists} of {dimensions // part} codes", growth=1.0 if one_list else 0.5, build=build)
+
+
+def _built_codes(vectors: Vectors, arrays: Arrays, plan: CodePlan) -> Built:
+    lists = ivf.InvertedLists(len(vectors), **arrays)
+
+    def write(writer: BundleWriter, space: str) -> None:
+        for part, array in arrays.items():
+            writer.array(index_file(space, part), array)
+
+    return Built(
+        kind=manifest_pb2.IVF_PQ4,
+        factory=plan.name,
+        bytes=sum(array.nbytes for array in arrays.values()),
+        rescored=COARSE_CODES,
+        effort=(NPROBE, plan.lists),
+        engine=lambda effort: ListIndex(vectors, lists, effort),
+        write=write,
+    )
+
+
+def _faiss_family(kind: manifest_pb2.IndexKind.ValueType, factory: Callable[[int], str], growth: float) -> Family:
+    def build(vectors: Vectors, trainable: NDArray[np.int64], advance: Callable[[int], None]) -> Built:
+        name = factory(len(trainable))
+        index = _empty_index(name, vectors.shape[1], kind)
+        index.train(np.ascontiguousarray(vectors[spread(trainable, _training(index))]))
+        for start in range(0, len(vectors), _BLOCK):
+            block = np.ascontiguousarray(vectors[start : start + _BLOCK])
+            index.add(block)
+            advance(len(block))
+        return _built_faiss(vectors, index, name, kind)
+
+    return Family(name=_FAISS_NAMES[kind], growth=growth, build=build)
+
+
+def _built_faiss(vectors: Vectors, index: Any, factory: str, kind: manifest_pb2.IndexKind.ValueType) -> Built:
+    faiss = faiss_library()
+    inner = inner_index(index)
+    most = {NPROBE: getattr(inner, "nlist", 0), EF_SEARCH: index.ntotal}
+    return Built(
+        kind=kind,
+        factory=factory,
+        bytes=len(faiss.serialize_index(index)),
+        rescored=COARSE_CODES if kind == manifest_pb2.FAISS else FINE_CODES,
+        effort=next(((name, most[name]) for name in search_parameters(index)), None),
+        engine=lambda effort: FaissIndex(vectors, index, effort),
+        write=lambda writer, space: faiss.write_index(index, str(writer.path(space_file(space, "index.faiss")))),
+    )
+
+
+def _empty_index(factory: str, dim: int, kind: manifest_pb2.IndexKind.ValueType) -> Any:
+    """An untrained index of codes.
+
+    Raises:
+        ExportError: FAISS does not know the factory string, or it is one of an index that copies the vectors.
+    """
+    faiss = faiss_library()
     try:
-        import faiss  # noqa: PLC0415  in the extras [cpu] and [gpu]; exact search does not need it
-    except ImportError as error:
-        raise ExportError(f"an index needs faiss: pip install 'recserve[cpu]' ({error})") from error
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
-    return faiss
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ExportError(f"FAISS does not know the index {factory!r} for {dim} dimensions: {error}") from error
+    name = type(inner_index(index)).__name__
+    if name not in FACTORY_CLASSES[kind]:
+        raise ExportError(
+            f"the index {factory!r} is a {name}, which is not one of codes only: exact scores come from the space's "
+            f"own vectors, which are not stored twice; use one of {', '.join(FACTORY_CLASSES[kind])}, such as "
+            '"IVF1024,PQ64x4fs", without RFlat or Flat codes'
+        )
+    return index
+
+
+def _training(index: Any) -> int:
+    """How many vectors train an index."""
+    inner = inner_index(index)
+    return max(_TRAINING, _TRAINING_PER_LIST * getattr(inner, "nlist", 0))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recserve.bundle.v1.manifest_pb2 import CalibrationKind, ColumnType, Forest, IndexKind, Manifest, Space
 from recserve.exporters.evaluation.page import environment, evaluation_context
-from recserve.exporters.figures import PALETTE, REST, calibration_figure, map_figure
+from recserve.exporters.figures import PALETTE, REST, calibration_figure, map_figure, recall_figure
 from recserve.exporters.inspect import human_bytes
 from recserve.exporters.report import ExportReport
 from recserve.kernels.features import MISSING_CODE, MISSING_TIME, FeatureSpec
@@ -98,6 +98,7 @@ def render_page(
             evaluation=evaluation_context(report.evaluation) if report.evaluation else None,
             metrics=list(_metrics(_given_metrics(report))),
             spaces=[_space(space) for space in manifest.spaces],
+            tunings=list(_tunings(manifest)),
             legend=[(name, colour) for name, colour, _ in groups if name],
             maps=list(_maps(bundle, rows, [(colour, mine) for _, colour, mine in reversed(groups)])),
             forests=[_forest(forest) for forest in manifest.forests],
@@ -202,7 +203,15 @@ def _space(space: Space) -> dict[str, str]:
         "length": "1" if space.normalized else "any",
         "search": "exact" if exact else f"{index.factory}, {parameters}",
         "recall": "exact" if exact else f"{index.recall:.3f} @ {index.recall_k}",
+        "time": f"{index.p50_ms:.2f} ms" if index.p50_ms else "",
+        "memory": human_bytes(index.bytes) if index.bytes else "",
     }
+
+
+def _tunings(manifest: Manifest) -> Iterator[dict[str, str]]:
+    for space in manifest.spaces:
+        if space.index.trials:
+            yield {"svg": recall_figure(space.index), "caption": space.name}
 
 
 def _groups(bundle: Bundle, rows: NDArray[np.int64]) -> list[tuple[str, str, NDArray[np.bool_]]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from rich.progress import Progress
 
 from recserve.bundle.v1 import manifest_pb2
 from recserve.exporters.errors import ExportError
-from recserve.exporters.indexes import build_index
+from recserve.exporters.indexes import build_index, needs_queries
 from recserve.exporters.spec import SpaceSpec
 from recserve.exporters.towers import (
     ExportedTower,
@@ -61,14 +62,10 @@ def export_space(
         if user_tower.dim != dim:
             raise ExportError(f"{user_tower.what} gives {user_tower.dim} dimensions, the items have {dim}")
     users = _write_users(writer, spec, dim, what)
-    task = progress.add_task(f"{what}: index", total=context.items, visible=spec.index.kind != "exact")
-    index = build_index(
-        spec.index,
-        vectors,
-        _queries(spec, context, user_tower, users, what),
-        writer.path(space_file(spec.name, "index.faiss")),
-        lambda added: progress.advance(task, added),
-    )
+    queries = None
+    if needs_queries(spec.index, context.items):
+        queries = _queries(context, user_tower, users, what)
+    index = build_index(spec.index, vectors, queries, writer, spec.name, Steps(progress, what))
     return manifest_pb2.Space(
         name=spec.name,
         dim=dim,
@@ -190,15 +187,28 @@ def _refuse_repeated(user_ids: Sequence[str], keys: NDArray[np.uint64], order: N
         raise ExportError(f"{whose}: {again.size} ids are repeated or have the same key: {listed}")
 
 
-def _queries(
-    spec: SpaceSpec, context: TowerContext, tower: ExportedTower | None, users: Vectors | None, what: str
-) -> Vectors | None:
+def _queries(context: TowerContext, tower: ExportedTower | None, users: Vectors | None, what: str) -> Vectors | None:
     """Users to tune the index on; None: the space knows none, and its queries are items."""
-    if tower is None or spec.index.kind == "exact":
+    if tower is None:
         return users
     if context.users is None:
         raise ExportError(
             f"{what}: the index is tuned on vectors of users, and there are none: export with a user snapshot, or use "
-            "kind 'exact'"
+            "index kind 'exact'"
         )
     return user_vectors(tower, context, context.users)
+
+
+class Steps:
+    """Shows an index's steps as bars."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress = progress
+        self._what = what
+
+    @contextmanager
+    def step(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """See indexes.Progress."""
+        task = self._progress.add_task(f"  {self._what}: {what}", total=total)
+        yield lambda done: self._progress.advance(task, done)
+        self._progress.remove_task(task)

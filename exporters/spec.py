@@ -92,12 +92,15 @@ class TowerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSpec:
-    """How a space is searched."""
+    """How a space is searched: by the fastest index that finds enough, or by one that is fixed by hand."""
 
-    kind: Literal["exact", "ivf_sq8", "hnsw_sq8"] = "exact"
+    kind: Literal["auto", "exact", "ivf_pq4", "ivf_sq8", "hnsw_sq8", "faiss"] = "auto"
+    """auto: whichever of the others is fastest on this machine. faiss: the index of `factory`."""
     recall_target: float = 0.95
-    """The search parameter (nprobe, efSearch) is the smallest tried that reaches it at `recall_k`."""
+    """What the lower 95% confidence bound of the recall at `recall_k` has to reach on held-out queries."""
     recall_k: int = 500
+    factory: str = ""
+    """For kind faiss: a factory string of an index of codes, such as "IVF1024,PQ64x4fs"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

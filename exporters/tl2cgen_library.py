@@ -34,12 +34,15 @@ COMPILE_FLAGS = ("-std=c99", "-O1", "-fPIC", "-ffp-contract=off")
 LINK_FLAGS = ("-shared", "-s", "-Wl,-Bsymbolic")
 
 
-def compile_library(booster: lightgbm.Booster, library: Path, *, on_progress: Progress | None = None) -> None:
+def compile_library(
+    booster: lightgbm.Booster, library: Path, *, quantize: bool = False, on_progress: Progress | None = None
+) -> None:
     """Compile a forest to `library`, replacing what is there.
 
     Args:
         booster: a forest that `lightgbm_text.input_rules` accepts.
         library: the file to write; its directory must exist.
+        quantize: compare ranks among the thresholds instead of numbers, as TL2cgen's parameter of that name.
         on_progress: told of each finished compiler run.
 
     Raises:
@@ -47,7 +50,7 @@ def compile_library(booster: lightgbm.Booster, library: Path, *, on_progress: Pr
     """
     compiler = _find_compiler()
     with TemporaryDirectory(prefix="recserve-forest-") as folder:
-        sources = _generate(booster, Path(folder))
+        sources = _generate(booster, Path(folder), quantize)
         _build(compiler, sources, library, on_progress or (lambda _done, _total: None))
 
 
@@ -61,7 +64,7 @@ def _find_compiler() -> str:
     )
 
 
-def _generate(booster: lightgbm.Booster, folder: Path) -> list[Path]:
+def _generate(booster: lightgbm.Booster, folder: Path, quantize: bool) -> list[Path]:
     """Write the C sources of the forest."""
     import tl2cgen  # noqa: PLC0415  slow to import, and only an export with a ranker needs them
     import treelite  # noqa: PLC0415
@@ -70,7 +73,7 @@ def _generate(booster: lightgbm.Booster, folder: Path) -> list[Path]:
     try:
         with _notes_discarded():
             model = treelite.frontend.from_lightgbm(booster)
-            tl2cgen.generate_c_code(model, dirpath=folder, params={"quantize": 0, "parallel_comp": units})
+            tl2cgen.generate_c_code(model, dirpath=folder, params={"quantize": int(quantize), "parallel_comp": units})
     except (treelite.TreeliteError, tl2cgen.TL2cgenError) as error:
         raise ExportError(f"the forest cannot be turned into C: {error}") from error
     return sorted(folder.glob("*.c"))

@@ -2,6 +2,7 @@
 
     ids            item and user keys -> rows, in a hash table of mapped arrays
     vectors        exact inner products, search and top k over mapped vectors
+    ivf            inverted lists of 4-bit codes, searched and re-scored from the vectors
     bitmaps        sets of item rows, 64 to a word
     filters        conditions on columns as bitmaps: codes, ranges, flags, lists
     features       the feature program: from items, user, context and history to the ranker's columns

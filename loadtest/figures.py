@@ -1,23 +1,33 @@
 """Result files as Markdown: the figures in the documents are written by this, never by hand.
 
-`python -m recserve.loadtest.figures README.md docs/bench/kernels.json docs/bench/demo.json` renews README.md.
+`python -m recserve.loadtest.figures README.md docs/bench/kernels.json docs/bench/demo.json` renews README.md, and
+`python -m recserve.loadtest.figures docs/forest.md docs/bench/forest.json` docs/forest.md.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from recserve.loadtest.forest.tables import document_grids
+from recserve.loadtest.grids import Grid, markdown_table
+from recserve.loadtest.retrieval.tables import all_grids
+
+GRIDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterable[Grid]]]] = {
+    "forest": document_grids,
+    "retrieval": all_grids,
+}
+"""Workloads with tables of their own."""
 BEGIN = "<!-- figures: written by python -m recserve.loadtest.figures -->"
 END = "<!-- end of figures -->"
 
 
 def render(results: Sequence[Mapping[str, Any]]) -> str:
     """Tables of several result files, with the machine that each was measured on."""
-    return "\n".join(line for each in results for line in _table(each))
+    return "\n".join(line for each in results for line in (*_origin(each), *_tables(each)))
 
 
 def renew(document: str, results: Sequence[Mapping[str, Any]]) -> str:
@@ -33,7 +43,7 @@ def renew(document: str, results: Sequence[Mapping[str, Any]]) -> str:
     return f"{before}{BEGIN}\n{render(results)}\n{END}{after}"
 
 
-def _table(result: Mapping[str, Any]) -> Iterator[str]:
+def _origin(result: Mapping[str, Any]) -> Iterator[str]:
     host, versions = result["host"], result["versions"]
     flags = ", ".join(host["flags"])
     yield ""
@@ -41,6 +51,13 @@ def _table(result: Mapping[str, Any]) -> Iterator[str]:
         f"*{result['workload']}* on {host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB ({flags}); "
         f"Python {versions['python']}, NumPy {versions['numpy']}, grpcio {versions['grpcio']}:"
     )
+
+
+def _tables(result: Mapping[str, Any]) -> Iterator[str]:
+    if grids := GRIDS.get(result["workload"]):
+        for grid in grids(result):
+            yield from markdown_table(grid)
+        return
     yield ""
     yield "| what | size | p50 ms | p99 ms | runs | further |"
     yield "|---|---|--:|--:|--:|---|"

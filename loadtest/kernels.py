@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from recserve.kernels import ids, rerank, vectors
+from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.masks import measure_filters
 from recserve.loadtest.results import Measurement, time_call
 
@@ -105,3 +108,17 @@ def _rerank(table: NDArray[np.float32], runs: int, random: np.random.Generator) 
     times = time_call(lambda: rerank.select(scores, rows, 20, *caps, table, 0.7), runs=10 * runs)
     params = {"candidates": 500, "k": 20, "dim": DIM}
     yield Measurement(name="recserve caps and MMR", params=params, milliseconds=times)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--items", type=int, default=100_000, help="rows of the item table (default %(default)s)")
+    parser.add_argument("--runs", type=int, default=50, help="timed calls of each kernel (default %(default)s)")
+
+
+BASICS: Final = KernelSet(
+    name="basics",
+    help="exact search, id lookup, filters and re-ranking",
+    workload="kernels",
+    add_options=_add_options,
+    measure=lambda options: measure_kernels(options.items, options.runs),
+)

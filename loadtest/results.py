@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -18,7 +19,20 @@ from rich.table import Table
 from recserve.server.pipeline.host import this_host
 
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
-PACKAGES = ("recserve", "numpy", "grpcio", "protobuf", "faiss-cpu", "onnxruntime", "lightgbm")
+PACKAGES = (
+    "recserve",
+    "numpy",
+    "grpcio",
+    "protobuf",
+    "faiss-cpu",
+    "onnxruntime",
+    "lightgbm",
+    "tl2cgen",
+    "treelite",
+    "lleaves",
+    "llvmlite",
+    "scann",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +78,7 @@ def time_call(call: Callable[[], object], *, runs: int, warmup: int = 3) -> list
     return times
 
 
-def document(workload: str, measurements: Sequence[Measurement]) -> dict[str, object]:
+def document(workload: str, measurements: Sequence[Measurement]) -> dict[str, Any]:
     """A result file's content."""
     return {
         "workload": workload,
@@ -75,10 +89,12 @@ def document(workload: str, measurements: Sequence[Measurement]) -> dict[str, ob
     }
 
 
-def write(path: Path, content: Mapping[str, object]) -> None:
-    """Write a result file."""
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a result file; each result has a line of its own, so that versions of the file compare well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    head = json.dumps({**content, "results": []}, indent=1).removesuffix("]\n}")
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in content["results"])
+    path.write_text(f"{head}\n{rows}\n ]\n}}\n", "utf-8")
 
 
 def table(title: str, measurements: Sequence[Measurement]) -> Table:

@@ -143,6 +143,7 @@ def _check_space(space: manifest_pb2.Space, files: ArtifactFiles) -> None:
         raise mismatch("a space has no dimension", f"{field}.dim", "at least 1", 0)
     _check_choice(f"{field}.metric", space.metric, manifest_pb2.Metric.items())
     _check_choice(f"{field}.index.kind", space.index.kind, manifest_pb2.IndexKind.items())
+    _check_index(f"{field}.index", space.index)
     for tower in ("user_tower", "item_tower"):
         if space.HasField(tower):
             _check_tower(f"{field}.{tower}", getattr(space, tower), files)
@@ -191,6 +192,20 @@ def _check_list_columns(
         sizes = [len(vocabularies[columns[name].vocabulary]) for name in lists.columns]
         if lists.lists != math.prod(sizes) + 1:
             raise mismatch("a source has another number of lists", f"{field}.lists", math.prod(sizes) + 1, lists.lists)
+
+
+def _check_index(field: str, index: manifest_pb2.Index) -> None:
+    """Its parameters and arrays are checked where it is searched."""
+    if not (0.0 <= index.recall_target <= 1.0 and 0.0 <= index.recall_low <= 1.0):
+        found = [index.recall_target, index.recall_low]
+        raise mismatch("a recall is a share", f"{field}.recall_target, recall_low", "0 to 1", found)
+    if index.recall_low < index.recall_target:
+        raise mismatch(
+            "the index does not reach its own target: export it again",
+            f"{field}.recall_low",
+            f"at least {index.recall_target}",
+            index.recall_low,
+        )
 
 
 def _check_tower(field: str, tower: manifest_pb2.Tower, files: ArtifactFiles) -> None:

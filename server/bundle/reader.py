@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
@@ -43,7 +43,8 @@ class Space:
         vectors: float32 [items, dim], mapped: the one copy of the vectors.
         user_vectors: float32 [users, dim], mapped; None where the space stores none.
         user_keys: uint64 [users], ascending: whose vectors they are.
-        index_path: the FAISS index; None where the space is searched exactly.
+        index_path: the FAISS index, where the space has one.
+        index_arrays: the arrays of an IVF_PQ4 index by part, mapped, where the space has one.
     """
 
     spec: manifest_pb2.Space
@@ -51,6 +52,7 @@ class Space:
     user_vectors: NDArray[np.float32] | None = None
     user_keys: NDArray[np.uint64] | None = None
     index_path: Path | None = None
+    index_arrays: Mapping[str, NDArray[Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -289,21 +291,28 @@ def _part_length(part: str, items: int) -> int:
 def _open_space(files: ArtifactFiles, spec: manifest_pb2.Space, items: int) -> Space:
     float32 = np.dtype("<f4")
     vectors = files.array(layout.space_file(spec.name, "vectors.npy"), float32, (items, spec.dim))
-    index = None
-    if spec.index.kind != manifest_pb2.EXACT:
-        index = files.path(layout.space_file(spec.name, "index.faiss"))
+    space = Space(spec, cast("NDArray[np.float32]", vectors), **_open_index(files, spec))
     if not spec.user_vectors:
-        return Space(spec, cast("NDArray[np.float32]", vectors), index_path=index)
+        return space
     shape = (spec.user_vectors, spec.dim)
     users = files.array(layout.space_file(spec.name, "user_vectors.npy"), float32, shape)
     keys = files.array(layout.space_file(spec.name, "user_keys.npy"), np.dtype("<u8"), shape[:1])
-    return Space(
-        spec,
-        cast("NDArray[np.float32]", vectors),
-        cast("NDArray[np.float32]", users),
-        cast("NDArray[np.uint64]", keys),
-        index,
-    )
+    return replace(space, user_vectors=cast("NDArray[np.float32]", users), user_keys=cast("NDArray[np.uint64]", keys))
+
+
+def _open_index(files: ArtifactFiles, spec: manifest_pb2.Space) -> dict[str, Any]:
+    """The space's index, as arguments of `Space`; its contents are checked where it is searched."""
+    if spec.index.kind == manifest_pb2.EXACT:
+        return {}
+    if spec.index.kind != manifest_pb2.IVF_PQ4:
+        return {"index_path": files.path(layout.space_file(spec.name, "index.faiss"))}
+    parts = layout.INDEX_PARTS.items()
+    return {
+        "index_arrays": {
+            part: files.array(layout.index_file(spec.name, part), dtype, (ANY,) * dimensions)
+            for part, (dtype, dimensions) in parts
+        }
+    }
 
 
 def _check_catalogue(catalogue: Catalogue) -> None:

@@ -268,7 +268,7 @@ def test_with_factors_alone(shop: Any, complete: Any, tmp_path: Path, quiet: Con
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ivf_sq8", "hnsw_sq8"])
+@pytest.mark.parametrize("kind", ["auto", "ivf_pq4", "ivf_sq8", "hnsw_sq8"])
 def test_with_an_index(shop: Any, complete: Any, shop_work: Work, tmp_path: Path, quiet: Console, kind: str) -> None:
     """6,000 items: the shop's, each fifteen times with other ids and vectors around its own."""
     table, rng = pyarrow.parquet.read_table(shop.root / "items.parquet"), np.random.default_rng(8)
@@ -292,9 +292,14 @@ def test_with_an_index(shop: Any, complete: Any, shop_work: Work, tmp_path: Path
     )
     report = export_bundle(spec, tmp_path / "bundle", snapshot=complete.snapshot, console=quiet)
     index = report.manifest.spaces[1].index
-    assert index.kind == manifest_pb2.IndexKind.Value(kind.upper())
-    assert index.recall >= 0.9
-    assert "index of als" in [check.part for check in report.checks]
+    if kind == "auto":
+        assert "recall and time of what was tried" in (tmp_path / "bundle" / "report.html").read_text()
+        assert len({trial.kind for trial in index.trials}) == 4
+    else:
+        assert index.kind == manifest_pb2.IndexKind.Value(kind.upper())
+    assert index.recall_low >= 0.9 or index.kind == manifest_pb2.EXACT
+    if index.kind != manifest_pb2.EXACT:
+        assert "index of als" in [check.part for check in report.checks]
     pipeline = open_pipeline(open_bundle(tmp_path / "bundle"))
     oracle = Pipeline(pipeline.bundle, oracle_engines(pipeline.bundle))
     work = all_work(pipeline, open_snapshot(complete.snapshot), shop_work)[:30]

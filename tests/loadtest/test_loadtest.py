@@ -94,5 +94,5 @@ def test_a_configuration_without_users_is_refused(tmp_path: Path, capsys: pytest
 
 def test_kernels_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
-    assert main(["kernels", "--items", "2000", "--runs", "1", "--out", str(out)]) == 0
+    assert main(["kernels", "basics", "--items", "2000", "--runs", "1", "--out", str(out)]) == 0
     assert json.loads(out.read_text("utf-8"))["workload"] == "kernels"

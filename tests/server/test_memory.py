@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from recserve.exporters.export import export_bundle
-from recserve.exporters.spec import BundleSpec, CatalogueSpec, ItemColumn, Roles, SpaceSpec
+from recserve.exporters.spec import BundleSpec, CatalogueSpec, IndexSpec, ItemColumn, Roles, SpaceSpec
 from recserve.kernels.features import FeatureSchema
 from recserve.loadtest.kernels import clustered_vectors
 from recserve.v1 import recommender_pb2 as pb
@@ -58,6 +58,7 @@ def fixture_million_items(tmp_path: Path) -> Path:
                 item_vectors=tmp_path / "vectors.npy",
                 user_vectors=vectors[:1],
                 user_ids=["user-0"],
+                index=IndexSpec(kind="exact"),
             )
         ],
         golden_requests=2,

@@ -359,6 +359,12 @@ CONTRADICTIONS: list[tuple[str, Edit, str]] = [
     ("metric unspecified", lambda m: m.spaces[0].ClearField("metric"), "spaces[als].metric"),
     ("metric of the future", lambda m: setattr(m.spaces[0], "metric", 9), "spaces[als].metric"),
     ("search unspecified", lambda m: m.spaces[0].ClearField("index"), "spaces[als].index.kind"),
+    (
+        "recall below its target",
+        lambda m: setattr(m.spaces[0].index, "recall_target", 0.9),
+        "spaces[als].index.recall_low",
+    ),
+    ("recall above 1", lambda m: setattr(m.spaces[0].index, "recall_low", 1.5), "spaces[als].index.recall_target"),
     ("no dimension", lambda m: setattr(m.spaces[0], "dim", 0), "spaces[als].dim"),
     ("space twice", lambda m: m.spaces.append(m.spaces[0]), "spaces"),
     ("space that features read is absent", lambda m: m.spaces.pop(0), "spaces"),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,28 +13,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters.codes import CodePlan, build_codes
+from recserve.exporters.tuning import ExactIndex
 from recserve.kernels import bitmaps
+from recserve.kernels.ivf import InvertedLists
 from recserve.kernels.reference import vectors as reference
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.bundle.reader import Space
-from recserve.server.pipeline.search import (
-    ExactSearcher,
-    HnswIndex,
-    IndexSearcher,
-    IvfIndex,
-    Searcher,
-    open_searcher,
-    overfetch,
-    recall_at_k,
-)
+from recserve.server.pipeline.index import Effort, FaissIndex, Index, ListIndex, open_index, overfetch
+from recserve.server.pipeline.search import ExactSearcher, IndexSearcher, Searcher, open_searcher, recall_at_k
 
 faiss = pytest.importorskip("faiss", reason="FAISS is in the extras [cpu] and [gpu]")
 
-ITEMS, DIM = 6000, 24
+ITEMS, DIM, TUNED_K = 6000, 24, 50
 FACTORIES = {
-    manifest_pb2.IVF_SQ8: ("IVF64,SQ8", "nprobe", 8),
-    manifest_pb2.HNSW_SQ8: ("HNSW16,SQ8", "efSearch", 64),
+    "ivf_sq8": (manifest_pb2.IVF_SQ8, "IVF64,SQ8", {"nprobe": 8}),
+    "hnsw_sq8": (manifest_pb2.HNSW_SQ8, "HNSW16,SQ8", {"efSearch": 64}),
+    "pq": (manifest_pb2.FAISS, "PQ12x4fs", {"rescored": 200}),
+    "ivf_pq": (manifest_pb2.FAISS, "IVF64,PQ24x4fs", {"nprobe": 12, "rescored": 90}),
+    "turned": (manifest_pb2.FAISS, "PCAR16,IVF64,PQ8x8", {"nprobe": 12, "rescored": 90}),
 }
+PLANS = {
+    "lists": (CodePlan(64, 24, 1), {"nprobe": 12, "rescored": 90}),
+    "one_list": (CodePlan(1, 24, 2), {"nprobe": 1, "rescored": 120}),
+}
+KINDS = ["exact", *PLANS, *FACTORIES]
 
 
 def clustered(rng: np.random.Generator, rows: int) -> np.ndarray:
@@ -52,26 +58,31 @@ def queries() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def make_space(vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Space]:
-    """Spaces over the same vectors, searched in every way."""
+    """Spaces over the same vectors, or the first of them, searched in every way."""
     folder = tmp_path_factory.mktemp("spaces")
-    for kind, (factory, _, _) in FACTORIES.items():
+    for name, (_, factory, _) in FACTORIES.items():
         index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors)
         index.add(vectors)
-        faiss.write_index(index, str(folder / f"{kind}.faiss"))
+        faiss.write_index(index, str(folder / f"{name}.faiss"))
+    arrays = {name: build_codes(vectors, np.arange(ITEMS), plan) for name, (plan, _) in PLANS.items()}
 
-    def make(kind: int, index_path: Path | None = None) -> Space:
-        index = manifest_pb2.Index(kind=kind)
-        if kind in FACTORIES:
-            index.parameters[FACTORIES[kind][1]] = FACTORIES[kind][2]
-            index_path = index_path or folder / f"{kind}.faiss"
+    def make(name: str, index_path: Path | None = None) -> Space:
+        index = manifest_pb2.Index(kind=manifest_pb2.EXACT, recall_k=TUNED_K)
+        if name in FACTORIES:
+            index.kind, index.factory, parameters = FACTORIES[name]
+            index.parameters.update(parameters)
+            index_path = index_path or folder / f"{name}.faiss"
+        if name in PLANS:
+            index.kind = manifest_pb2.IVF_PQ4
+            index.parameters.update(PLANS[name][1])
         spec = manifest_pb2.Space(name="ann", dim=DIM, index=index)
-        return Space(spec, vectors, index_path=index_path)
+        return Space(spec, vectors, index_path=index_path, index_arrays=arrays.get(name))
 
     return make
 
 
-@pytest.fixture(params=[manifest_pb2.EXACT, *FACTORIES], ids=["exact", "ivf", "hnsw"])
+@pytest.fixture(params=KINDS)
 def searcher(request: pytest.FixtureRequest, make_space: Callable[..., Space]) -> Searcher:
     return open_searcher(make_space(request.param), "cpu")
 
@@ -159,26 +170,38 @@ def test_nothing_asked(searcher: Searcher, queries: np.ndarray) -> None:
 
 
 class Stubborn:
-    """An index that proposes too few, and remembers how often it was asked."""
+    """An index that finds too few, and remembers how it was asked."""
 
     def __init__(self, rows: list[int]) -> None:
         self.rows = np.array(rows, np.int64)
-        self.asked: list[tuple[int, float]] = []
+        self.asked: list[tuple[list[int], list[int]]] = []
 
-    def propose(self, query: np.ndarray, fetch: int, effort: float) -> np.ndarray:  # noqa: ARG002
-        self.asked.append((fetch, effort))
-        return self.rows
+    def rescored(self, k: int, reach: int) -> int:  # noqa: ARG002
+        return k
+
+    def find(self, queries: np.ndarray, k: np.ndarray, reach: np.ndarray, masks: list) -> list:  # noqa: ARG002
+        self.asked.append((k.tolist(), reach.tolist()))
+        return [(self.rows, np.zeros(len(self.rows), np.float32)) for _ in queries]
 
 
-def test_an_index_that_proposes_too_few_is_asked_for_more_and_then_replaced(
+def test_an_index_that_finds_too_few_is_asked_for_more_and_then_replaced(
     vectors: np.ndarray, queries: np.ndarray
 ) -> None:
     index = Stubborn([5, 9])
-    rows, scores = IndexSearcher(vectors, index).search(queries[:1], 10, [None])[0]
-    exact_rows, exact_scores = ExactSearcher(vectors).search(queries[:1], 10, [None])[0]
-    assert [fetch for fetch, _ in index.asked] == [overfetch(10), 4 * overfetch(10)]
-    assert np.array_equal(rows, exact_rows)
-    assert np.array_equal(scores, exact_scores)
+    mask = a_mask(0.5)
+    found = IndexSearcher(vectors, index).search(queries[:2], 10, [None, mask])
+    assert index.asked == [([10, 10], [10, 20]), ([10, 10], [80, 160])]
+    exact = ExactSearcher(vectors).search(queries[:2], 10, [None, mask])
+    for (rows, scores), (exact_rows, exact_scores) in zip(found, exact, strict=True):
+        assert np.array_equal(rows, exact_rows)
+        assert np.array_equal(scores, exact_scores)
+
+
+def test_what_was_found_is_not_asked_for_again(vectors: np.ndarray, queries: np.ndarray) -> None:
+    index = Stubborn([5, 9])
+    ((rows, _),) = IndexSearcher(vectors, index).search(queries[:1], 2, [None])
+    assert rows.tolist() == [5, 9]
+    assert len(index.asked) == 1
 
 
 def test_an_index_is_not_asked_where_few_pass(vectors: np.ndarray, queries: np.ndarray) -> None:
@@ -205,7 +228,7 @@ def test_bad_arguments_are_refused(searcher: Searcher, queries: np.ndarray) -> N
 
 
 @pytest.mark.parametrize("kind", FACTORIES)
-def test_an_unreadable_index_is_corrupt(make_space: Callable[..., Space], tmp_path: Path, kind: int) -> None:
+def test_an_unreadable_index_is_corrupt(make_space: Callable[..., Space], tmp_path: Path, kind: str) -> None:
     whole = make_space(kind).index_path
     assert whole is not None
     for name, content in {"cut": whole.read_bytes()[:2000], "text": b"not an index", "empty": b""}.items():
@@ -234,28 +257,57 @@ def test_an_index_of_something_else_is_refused(
     index.add(data)
     faiss.write_index(index, str(tmp_path / "index.faiss"))
     with pytest.raises(BundleMismatchError, match=r"expected \('IndexIVFScalarQuantizer', 6000, 24, 'inner product'\)"):
-        open_searcher(make_space(manifest_pb2.IVF_SQ8, tmp_path / "index.faiss"), "cpu")
+        open_searcher(make_space("ivf_sq8", tmp_path / "index.faiss"), "cpu")
 
 
-def test_a_manifest_without_search_parameter_is_refused(make_space: Callable[..., Space]) -> None:
-    space = make_space(manifest_pb2.IVF_SQ8)
+@pytest.mark.parametrize("kind", ["ivf_sq8", "hnsw_sq8", "lists", "ivf_pq"])
+def test_a_manifest_without_search_parameter_is_refused(make_space: Callable[..., Space], kind: str) -> None:
+    space = make_space(kind)
     space.spec.index.parameters.clear()
-    with pytest.raises(BundleMismatchError, match="nprobe"):
+    with pytest.raises(BundleMismatchError, match="efSearch" if kind == "hnsw_sq8" else "nprobe"):
         open_searcher(space, "cpu")
     space.spec.index.kind = manifest_pb2.INDEX_KIND_UNSPECIFIED
     with pytest.raises(BundleMismatchError, match="no kind of search"):
         open_searcher(space, "cpu")
 
 
+def test_a_copy_of_the_vectors_is_refused(
+    make_space: Callable[..., Space], vectors: np.ndarray, tmp_path: Path
+) -> None:
+    index = faiss.index_factory(DIM, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    with pytest.raises(BundleMismatchError, match=r"expected \('codes', 6000.*found \('IndexIVFFlat'"):
+        open_searcher(make_space("ivf_pq", tmp_path / "index.faiss"), "cpu")
+
+
+def test_lists_of_something_else_are_refused(make_space: Callable[..., Space]) -> None:
+    whole = make_space("lists").index_arrays
+    assert whole is not None
+    space = make_space("lists")
+    for part, array, error in (
+        ("rows", whole["rows"][:-1], BundleCorruptError),
+        ("rows", whole["rows"] // 2, BundleCorruptError),
+        ("starts", whole["starts"][::-1].copy(), BundleCorruptError),
+        ("projection", np.ascontiguousarray(whole["projection"][:, :-1]), BundleMismatchError),
+    ):
+        damaged = dataclasses.replace(space, index_arrays={**whole, part: array})
+        with pytest.raises(error, match="spaces/ann/index"):
+            open_searcher(damaged, "cpu")
+    with pytest.raises(BundleMismatchError, match="has no index"):
+        open_searcher(dataclasses.replace(space, index_arrays=None), "cpu")
+
+
 @pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="this FAISS has GPU support")
-@pytest.mark.parametrize("kind", [manifest_pb2.EXACT, *FACTORIES])
-def test_cuda_is_refused_with_what_to_install(make_space: Callable[..., Space], kind: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_cuda_is_refused_with_what_to_install(make_space: Callable[..., Space], kind: str) -> None:
     with pytest.raises(BundleUnsupportedError, match=r"recserve\[gpu\]"):
         open_searcher(make_space(kind), "cuda")
 
 
-@pytest.mark.parametrize("kind", FACTORIES)
-def test_indexes_are_mapped(make_space: Callable[..., Space], kind: int) -> None:
+@pytest.mark.parametrize("kind", ["ivf_sq8", "hnsw_sq8"])
+def test_indexes_are_mapped(make_space: Callable[..., Space], kind: str) -> None:
     path = make_space(kind).index_path
     opened = open_searcher(make_space(kind), "cpu")
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
@@ -263,27 +315,67 @@ def test_indexes_are_mapped(make_space: Callable[..., Space], kind: int) -> None
     assert opened is not None
 
 
-@pytest.mark.parametrize("fetch", [1, 100])
-def test_more_effort_finds_no_less(
-    vectors: np.ndarray, queries: np.ndarray, make_space: Callable[..., Space], fetch: int
+@pytest.mark.parametrize("kind", [*PLANS, *FACTORIES])
+def test_a_farther_reach_finds_no_less(make_space: Callable[..., Space], queries: np.ndarray, kind: str) -> None:
+    engine = open_index(make_space(kind))
+    k = np.full(len(queries), 40)
+    near, far = (engine.find(queries, k, reach, [None] * len(queries)) for reach in (k, np.full_like(k, 4000)))
+    assert np.mean([scores.sum() for _, scores in far]) >= np.mean([scores.sum() for _, scores in near]) - 1e-3
+    for (rows, scores), (far_rows, far_scores) in zip(near, far, strict=True):
+        assert_ordered(rows, scores)
+        assert_ordered(far_rows, far_scores)
+
+
+@pytest.mark.parametrize("kind", ["lists", "ivf_sq8", "ivf_pq", "turned"])
+def test_inverted_lists_honour_filters_within_the_search(
+    make_space: Callable[..., Space], queries: np.ndarray, kind: str
 ) -> None:
-    paths = {kind: make_space(kind).index_path for kind in FACTORIES}
-    ivf = IvfIndex(faiss.read_index(str(paths[manifest_pb2.IVF_SQ8])), 1)
-    hnsw = HnswIndex(faiss.read_index(str(paths[manifest_pb2.HNSW_SQ8])), 1)
-    for index in (ivf, hnsw):
-        scores = [
-            np.sort(vectors[index.propose(queries[0], fetch, effort)] @ queries[0])[::-1] for effort in (1.0, 64.0)
-        ]
-        assert scores[1].size >= scores[0].size
-        assert scores[1][: scores[0].size].sum() >= scores[0].sum() - 1e-2
+    """Were items dropped afterwards, as many as are fetched would seldom hold so many that pass."""
+    mask = a_mask(0.1)
+    k = np.full(len(queries), 40)
+    for rows, _ in open_index(make_space(kind)).find(queries, k, 10 * k, [mask] * len(queries)):
+        assert rows.size == 40
+        assert bitmaps.contains(mask, rows).all()
 
 
 def test_places_that_an_index_cannot_fill_are_left_out(queries: np.ndarray, make_space: Callable[..., Space]) -> None:
-    ivf = faiss.read_index(str(make_space(manifest_pb2.IVF_SQ8).index_path))
-    rows = IvfIndex(ivf, 1).propose(queries[0], ITEMS, 1.0)  # one list does not hold all items
+    space = make_space("ivf_sq8")
+    space.spec.index.parameters["nprobe"] = 1
+    whole = np.array([ITEMS])
+    ((rows, _),) = open_index(space).find(queries[:1], whole, whole // 100, [None])  # one list does not hold all items
     assert 0 < rows.size < ITEMS
     assert rows.min() >= 0
     assert np.unique(rows).size == rows.size
+
+
+def test_effort_grows_with_the_root_of_the_reach() -> None:
+    effort = Effort({"nprobe": 10, "rescored": 800}, 500)
+    assert [effort.times(reach) for reach in (1, 500, 2000, 50_000)] == [1.0, 1.0, 2.0, 10.0]
+    assert [effort.rescored(k) for k in (1, 20, 500, 2000)] == [36, 160, 800, 3200]
+    assert Effort({}, 500).rescored(500) == overfetch(500)
+
+
+@pytest.mark.parametrize("kind", [None, *PLANS, *FACTORIES])
+def test_one_item_is_found(vectors: np.ndarray, queries: np.ndarray, kind: str | None) -> None:
+    one = vectors[:1]
+    engine: Index = ExactIndex(one)
+    if kind in PLANS:
+        lists = InvertedLists(1, **build_codes(one, np.arange(1), CodePlan(1, 24, 1)))
+        engine = ListIndex(one, lists, Effort({"nprobe": 1, "rescored": 10}, 5))
+    elif kind is not None:
+        index = faiss.index_factory(DIM, FACTORIES[kind][1], faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(one)
+        engine = FaissIndex(one, index, Effort({"nprobe": 64, "efSearch": 16}, 5))
+    found = IndexSearcher(one, engine).search(queries[:2], 5, [None, bitmaps.pack(np.zeros(1, bool))])
+    alone = engine.find(queries[:1], np.array([1]), np.array([1]), [None])
+    assert [rows.tolist() for rows, _ in [*found, *alone]] == [[0], [], [0]]
+    assert found[0][1] == alone[0][1] == reference.dot_rows(one, queries[0], np.array([0]))
+
+
+def test_nothing_is_found_in_an_empty_catalogue(queries: np.ndarray) -> None:
+    ((rows, scores),) = ExactSearcher(np.empty((0, DIM), np.float32)).search(queries[:1], 5, [None])
+    assert rows.size == scores.size == 0
 
 
 # ----------------------------------------------------------------------------------------------------- recall_at_k
@@ -323,3 +415,52 @@ def test_recall_is_a_share_and_grows_with_tolerance(seed: int, k: int, tolerance
     strict, tolerant = (recall_at_k(found, rows, scores, each, k=k) for each in (0.0, tolerance))
     assert 0.0 <= strict <= tolerant <= 1.0
     assert strict == np.isin(found[:k], rows[:k]).sum() / k
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_million_items_cost_little_private_memory(tmp_path: Path) -> None:
+    """Vectors and codes are mapped; what a process holds for itself stays below 100 MB."""
+    items, dim = 1_000_000, 128
+    stored = np.lib.format.open_memmap(tmp_path / "vectors.npy", "w+", np.float32, (items, dim))
+    for start in range(0, items, 100_000):
+        stored[start : start + 100_000] = np.random.default_rng(start).normal(size=(100_000, dim))
+    for part, array in build_codes(stored, np.arange(items), CodePlan(256, 32, 1)).items():
+        np.save(tmp_path / f"{part}.npy", array)
+    done = subprocess.run([sys.executable, "-c", _MEMORY, str(tmp_path)], capture_output=True, check=True, text=True)
+    private, mapped = map(float, done.stdout.split())
+    assert private < 100, done.stdout
+    assert mapped > 100, "the vectors should have been read from the mapped file"
+
+
+_MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from recserve.bundle.v1 import manifest_pb2
+from recserve.server.bundle.layout import INDEX_PARTS
+from recserve.server.bundle.reader import Space
+from recserve.server.pipeline.search import open_searcher
+
+def memory():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(rest.split()[0]) / 1000 for name, rest in (line.split(":", 1) for line in lines)}
+    return np.array([sizes["Anonymous"], sizes["Rss"] - sizes["Anonymous"]])
+
+folder = Path(sys.argv[1])
+index = manifest_pb2.Index(kind=manifest_pb2.IVF_PQ4, recall_k=500, parameters={"nprobe": 32, "rescored": 1000})
+before = memory()
+space = Space(
+    manifest_pb2.Space(name="ann", dim=128, index=index),
+    np.load(folder / "vectors.npy", mmap_mode="r").view(np.ndarray),
+    index_arrays={part: np.load(folder / f"{part}.npy", mmap_mode="r").view(np.ndarray) for part in INDEX_PARTS},
+)
+searcher = open_searcher(space, "cpu")
+for number in range(300):
+    queries = np.random.default_rng(number).normal(size=(8, 128)).astype(np.float32)
+    assert all(rows.size == 500 for rows, _ in searcher.search(queries, 500, [None] * 8))
+print(*(memory() - before))
+"""

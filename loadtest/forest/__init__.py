@@ -1,0 +1,1 @@
+"""Times exact forests beside other engines."""

@@ -1,0 +1,130 @@
+"""Measures retrieval on the reference workload's vectors."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.kernels import bitmaps
+from recserve.loadtest.kernels import DIM, clustered_vectors
+from recserve.loadtest.results import Measurement
+from recserve.loadtest.retrieval.engines import Engine, Vectors, others, ours
+from recserve.server.pipeline.search import ExactSearcher, recall_at_k
+
+Exact = Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is measured.
+
+    Attributes:
+        items: of the catalogue.
+        k: answers a query.
+        target: recall that every engine is tuned to.
+        batches: queries of a call.
+        filters: shares of the items that pass, 1.0: no filter.
+        engines: of engines.others.
+        runs: timed calls of each size.
+        seed: of vectors and filters.
+    """
+
+    items: int
+    k: int
+    target: float
+    batches: Sequence[int]
+    filters: Sequence[float]
+    engines: Sequence[str]
+    runs: int
+    seed: int
+
+
+TUNING, HELD_OUT = 600, 400
+"""Queries that engines are tuned on, and others that tell their recall."""
+
+
+def measure_retrieval(work: Work, tell: Callable[[str], None]) -> Iterator[Measurement]:
+    """Build all engines, tune them, and time them in turns.
+
+    Args:
+        work: what to measure.
+        tell: is told what happens.
+    """
+    vectors, queries = clustered_vectors(work.items, TUNING + HELD_OUT, np.random.default_rng(work.seed))
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "vectors.npy", vectors)
+        vectors = np.load(Path(folder) / "vectors.npy", mmap_mode="r").view(np.ndarray)  # mapped, as a server's
+        engines = list(_engines(work, vectors, queries[:TUNING], Path(folder), tell))
+        for share in work.filters:
+            mask = None
+            if share < 1.0:
+                mask = bitmaps.pack(np.random.default_rng(work.seed).random(work.items) < share)
+            exact = ExactSearcher(vectors).search(queries[TUNING:], work.k, [mask] * HELD_OUT)
+            recalls = [_recall(engine, queries[TUNING:], exact, work.k, mask) for engine in engines]
+            for batch in work.batches:
+                yield from _timed(work, engines, recalls, queries[TUNING:], batch, share, mask)
+
+
+def _engines(
+    work: Work, vectors: Vectors, queries: Vectors, folder: Path, tell: Callable[[str], None]
+) -> Iterator[Engine]:
+    tell(f"{work.items:,} items: what an export chooses")
+    start = time.perf_counter()
+    for own in ours(vectors, queries, work.k, work.target, folder):
+        tell(f"{own.name}: {own.described()}, {time.perf_counter() - start:.0f} s")
+        yield own
+    exact = ExactSearcher(vectors).search(queries[:200], work.k, [None] * 200)
+    for name, build in zip(work.engines, others(vectors, work.engines), strict=True):
+        start = time.perf_counter()
+        try:
+            engine = build()
+        except ImportError as error:
+            tell(f"{name} is left out: {error}")
+            continue
+        for effort in engine.efforts:
+            engine.effort = effort
+            if _recall(engine, queries[:200], exact, work.k, None) >= work.target:
+                break
+        tell(f"{engine.name}: {engine.described()}, built and tuned in {time.perf_counter() - start:.0f} s")
+        yield engine
+
+
+def _recall(engine: Engine, queries: Vectors, exact: Exact, k: int, mask: NDArray[np.uint64] | None) -> float:
+    found = [rows for query in queries for rows in engine.search(query[np.newaxis], k, mask)]
+    return float(np.mean([recall_at_k(rows, *known) for rows, known in zip(found, exact, strict=True)]))
+
+
+def _timed(
+    work: Work,
+    engines: Sequence[Engine],
+    recalls: Sequence[float],
+    queries: Vectors,
+    batch: int,
+    share: float,
+    mask: NDArray[np.uint64] | None,
+) -> Iterator[Measurement]:
+    """Engines take turns call by call, in an order that changes, so that the machine's moods meet all of them."""
+    order = np.random.default_rng(work.seed)
+    wall: list[list[float]] = [[] for _ in engines]
+    processor: list[list[float]] = [[] for _ in engines]
+    for run in range(work.runs + 3):
+        asked = np.ascontiguousarray(queries[(run * batch + np.arange(batch)) % len(queries)])
+        for number in order.permutation(len(engines)):
+            start, began = time.perf_counter_ns(), time.thread_time_ns()
+            engines[number].search(asked, work.k, mask)
+            processor[number].append((time.thread_time_ns() - began) / 1e6)
+            wall[number].append((time.perf_counter_ns() - start) / 1e6)
+    size = {"items": work.items, "dim": DIM, "k": work.k, "batch": batch, "filter": share}
+    for engine, recall, times, used in zip(engines, recalls, wall, processor, strict=True):
+        yield Measurement(
+            name=engine.name,
+            params={**size, **engine.described()},
+            milliseconds=times[3:],
+            extra={"recall": round(recall, 4), "cpu_p50_ms": round(float(np.median(used[3:])), 4)},
+        )
