@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from recserve.exporters.errors import ExportError
-from recserve.exporters.spec import BundleSpec, SpaceSpec
+from recserve.exporters.sources import TOGETHER, TRENDING, category_columns
+from recserve.exporters.spec import BundleSpec, PopularBySpec, SourcesSpec, SpaceSpec, TogetherSpec, TrendingSpec
 from recserve.kernels.features.operations import suggest
-from recserve.server.bundle.layout import NAME_RULE, is_name
-from recserve.server.pipeline.sources import AGAIN, POPULAR
+from recserve.server.bundle.layout import NAME_RULE, SOURCE_NAMES, is_name
+from recserve.server.pipeline.sources import AGAIN, NEW, POPULAR, POPULAR_IN_CATEGORY, SIMILAR
 
 MAX_GOLDEN_REQUESTS = 1000
+_LEAST: Final[dict[type, dict[str, int | None]]] = {
+    SourcesSpec: {"similar_items": 1, "new_days": None},
+    TogetherSpec: {"top": 1, "min_baskets": 1, "max_items": 1, "shrinkage": 0},
+    TrendingSpec: {"top": 1, "days": None, "smoothing": None},
+    PopularBySpec: {"top": 1, "days": 0},
+}
+"""The least that each number of the candidate sources may be; None: more than 0."""
 
 
 def check_spec(spec: BundleSpec, *, has_snapshot: bool) -> None:
@@ -28,6 +37,7 @@ def check_spec(spec: BundleSpec, *, has_snapshot: bool) -> None:
     problems = [
         *_identity_problems(spec),
         *_space_problems(spec.spaces),
+        *_source_problems(spec),
         *_feature_problems(spec),
         *_ranker_problems(spec),
         *_golden_problems(spec, has_snapshot=has_snapshot),
@@ -50,6 +60,13 @@ def source_files(spec: BundleSpec) -> Iterator[tuple[str, object]]:
         yield from ((f"{part} of {space.name}", source) for part, source in parts.items() if source is not None)
     for ranker in spec.rankers:
         yield f"ranker {ranker.objective}", ranker.model
+    sources = spec.sources
+    tables = {
+        "baskets": sources.together and sources.together.table,
+        "events": sources.events and sources.events.table,
+        "users of the events": sources.events and sources.events.users,
+    }
+    yield from ((part, table) for part, table in tables.items() if table is not None)
 
 
 def _identity_problems(spec: BundleSpec) -> Iterator[str]:
@@ -78,8 +95,8 @@ def _space_problems(spaces: Sequence[SpaceSpec]) -> Iterator[str]:
             yield f"spaces: {names.count(name)} have the name {name!r}"
         if not is_name(name):
             yield f"spaces: {name!r} cannot be part of a file name: expected {NAME_RULE}"
-        if name in (POPULAR, AGAIN):
-            yield f"spaces: {name!r} is the name of a candidate source that every bundle has: choose another"
+        if name in (*SOURCE_NAMES, TOGETHER, TRENDING):
+            yield f"spaces: {name!r} is the name of a candidate source of another kind: choose another"
 
 
 def _feature_problems(spec: BundleSpec) -> Iterator[str]:
@@ -89,12 +106,71 @@ def _feature_problems(spec: BundleSpec) -> Iterator[str]:
         if name not in spaces:
             yield f'features: there is no space "{name}"{suggest(name, spaces)}'
     silent = [space.name for space in spec.spaces if space.user_tower is None and space.user_vectors is None]
-    sources = [*(name for name in spaces if name not in silent), POPULAR, AGAIN]
+    sources = [*(name for name in spaces if name not in silent), *_further_sources(spec)]
     for name in spec.features.sources:
         if name in silent:
             yield f'features: space "{name}" has no users, so it proposes no candidates{suggest("", sources)}'
         elif name not in sources:
             yield f'features: there is no candidate source "{name}"{suggest(name, sources)}'
+
+
+def _further_sources(spec: BundleSpec) -> Iterator[str]:
+    """Names of the candidate sources that the bundle will have beside its spaces."""
+    yield from (POPULAR, AGAIN)
+    roles, sources = spec.catalogue.roles, spec.sources
+    needed = {
+        SIMILAR: any(space.normalized for space in spec.spaces),
+        NEW: roles.launch_time,
+        POPULAR_IN_CATEGORY: roles.category,
+        TOGETHER: sources.together,
+        TRENDING: sources.trending,
+    }
+    yield from (name for name, need in needed.items() if need)
+    yield from (each.name for each in sources.popular_by)
+
+
+def _source_problems(spec: BundleSpec) -> Iterator[str]:
+    sources = spec.sources
+    comparable = [space.name for space in spec.spaces if space.normalized]
+    if sources.similar_space and sources.similar_space not in comparable:
+        found = suggest(sources.similar_space, comparable)
+        yield f"sources: similar_space {sources.similar_space!r} is no normalised space{found}"
+    yield from _source_number_problems(sources)
+    column = sources.trending.column if sources.trending else ""
+    if column and column not in [each.name for each in spec.catalogue.columns if each.kind == "number"]:
+        yield f"sources: trending.column {column!r} is no number column of the catalogue"
+    from_events = (sources.trending is not None and not column) or bool(sources.popular_by)
+    if from_events and sources.events is None:
+        yield "sources: trending and popular_by are computed from events: give sources.events, or trending.column"
+    taken = [*SOURCE_NAMES, TOGETHER, TRENDING, *(space.name for space in spec.spaces)]
+    for each in sources.popular_by:
+        yield from _popular_problems(each, taken, spec)
+        taken.append(each.name)
+
+
+def _source_number_problems(sources: SourcesSpec) -> Iterator[str]:
+    parts: dict[str, object] = {"": sources, "together.": sources.together, "trending.": sources.trending}
+    parts |= {f"popular_by {each.name}.": each for each in sources.popular_by}
+    for prefix, part in parts.items():
+        for name, least in _LEAST.get(type(part), {}).items():
+            value = getattr(part, name)
+            if not (math.isfinite(value) and (value > 0 if least is None else value >= least)):
+                expected = "more than 0" if least is None else f"at least {least}"
+                yield f"sources: {prefix}{name} is {value!r}: expected a number of {expected}"
+
+
+def _popular_problems(spec: PopularBySpec, taken: Sequence[str], bundle: BundleSpec) -> Iterator[str]:
+    where = f"sources: popular_by {spec.name!r}"
+    if not is_name(spec.name):
+        yield f"{where} cannot be part of a file name: expected {NAME_RULE}"
+    if spec.name in taken:
+        yield f"{where} has the name of another candidate source: choose another"
+    columns = category_columns(bundle.features)
+    if not spec.columns or len(set(spec.columns)) != len(spec.columns):
+        yield f"{where} needs columns, each once"
+    for name in spec.columns:
+        if name not in columns:
+            yield f"{where}: {name!r} is no user or context column of type category{suggest(name, list(columns))}"
 
 
 def _ranker_problems(spec: BundleSpec) -> Iterator[str]:

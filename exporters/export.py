@@ -24,6 +24,7 @@ from recserve.exporters.ranker import compile_ranker
 from recserve.exporters.report import Check, ExportReport
 from recserve.exporters.report_page import REPORT_FILE, render_page
 from recserve.exporters.snapshot import export_snapshot
+from recserve.exporters.sources import write_sources
 from recserve.exporters.spaces import export_space
 from recserve.exporters.spec import BundleSpec, SnapshotSpec, SpaceSpec
 from recserve.exporters.towers import TowerContext
@@ -118,6 +119,8 @@ class _Export:
             self._write_items(manifest, items)
         with self._step("vector spaces"):
             self._write_spaces(manifest, items)
+        with self._step("candidate sources"):
+            self._write_sources(manifest, items)
         with self._step("rankers"):
             self._write_rankers(manifest)
             if manifest.forests:
@@ -192,6 +195,11 @@ class _Export:
             index = space.index
             found = f"recall@{index.recall_k} {index.recall:.4f}, with 95% confidence at least {index.recall_low:.4f}"
             self._check(f"index of {space.name}", f"exact search on {index.queries} held-out queries", found)
+
+    def _write_sources(self, manifest: Manifest, items: ItemTable) -> None:
+        manifest.candidate_sources.CopyFrom(write_sources(self._writer, self._spec, items))
+        for each in manifest.candidate_sources.lists:
+            self._check(f"source {each.name}", "its table", f"{each.entries:,} entries in {each.lists:,} lists")
 
     def _write_rankers(self, manifest: Manifest) -> None:
         names = self._spec.features.names

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from recserve.bundle.v1.manifest_pb2 import Golden
 from recserve.exporters.errors import ExportError
 from recserve.exporters.oracle import ExactSearcher, oracle_engines
+from recserve.exporters.source_oracle import SourceOracle
 from recserve.kernels.features import ColumnValues
 from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.columns import CategoryColumn, NumberColumn, TimeColumn
 from recserve.server.bundle.reader import Bundle
 from recserve.server.bundle.snapshot import Snapshot
 from recserve.server.pipeline.assemble import Candidates, Subject, assemble, tower_users
-from recserve.server.pipeline.golden import item_arrays, mean_recall
+from recserve.server.pipeline.golden import SOURCE_NAMES_ARRAY, item_arrays, mean_recall
 from recserve.server.pipeline.golden_set import GoldenRequest, GoldenSet
 from recserve.server.pipeline.pipeline import Engines, Pipeline
 from recserve.server.pipeline.scoring import combine, freshen, fuse_ranks
@@ -63,6 +64,7 @@ def make_golden(bundle: Bundle, users: Sequence[tuple[str, UserState]], *, reque
     arrays = {
         **_embed(golden, bundle, engines),
         **_retrieve(bundle, [who for who, _ in retrieved]),
+        **_sources(bundle, golden),
         **_rank(oracle, retrieved, [query for query, _ in work]),
         **_lists(oracle, work),
     }
@@ -185,6 +187,23 @@ def _retrieve(bundle: Bundle, subjects: Sequence[Subject]) -> dict[str, NDArray[
             f"retrieve.{name}.rows": rows,
             f"retrieve.{name}.scores": scores,
             f"retrieve.{name}.recall": np.array(1.0 if recall == 1.0 else recall - RECALL_SLACK),
+        }
+    return arrays
+
+
+def _sources(bundle: Bundle, golden: GoldenSet) -> dict[str, NDArray[np.generic]]:
+    """What the sources that need no user's vector propose, by source."""
+    oracle = SourceOracle(bundle)
+    asked = zip(golden.queries(bundle), golden.subjects(bundle), strict=True)
+    expected = [oracle.expected(query, who, CANDIDATES) for query, who in asked]
+    names = list(expected[0])
+    arrays: dict[str, NDArray[np.generic]] = {SOURCE_NAMES_ARRAY: np.array(names)}
+    for name in names:
+        rows, scores = zip(*(each[name] for each in expected), strict=True)
+        arrays |= {
+            f"sources.{name}.offsets": np.cumsum([0, *(each.size for each in rows)], dtype=np.int64),
+            f"sources.{name}.rows": np.concatenate(rows),
+            f"sources.{name}.scores": np.concatenate(scores),
         }
     return arrays
 

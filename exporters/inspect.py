@@ -37,6 +37,7 @@ def inspect_bundle(path: Path) -> RenderableType:
         _overview(bundle),
         _columns(bundle),
         _spaces(manifest.spaces),
+        _sources(manifest),
         _forests(manifest),
         _metrics(manifest),
     ]
@@ -151,6 +152,29 @@ def _spaces(spaces: Sequence[manifest_pb2.Space]) -> Table | None:
     return table
 
 
+def _sources(manifest: manifest_pb2.Manifest) -> Table | None:
+    if not manifest.HasField("candidate_sources"):
+        return None
+    table = _table("candidate sources beside the spaces", "source", "what it proposes")
+    for name, described in _source_facts(manifest).items():
+        _add(table, name, described)
+    return table
+
+
+def _source_facts(manifest: manifest_pb2.Manifest) -> dict[str, str]:
+    """What the manifest says of each source, by name."""
+    sources, facts = manifest.candidate_sources, {}
+    if sources.similar_space:
+        facts["similar"] = f"near the {sources.similar_items} latest items in {sources.similar_space}"
+    if manifest.catalogue.roles.launch_time:
+        facts["new"] = f"launched in the last {sources.new_days:g} days"
+    for each in sources.lists:
+        kind = manifest_pb2.ListsKind.Name(each.kind).lower().replace("_", " ")
+        by = f"{kind} {', '.join(each.columns)}" if each.columns else kind
+        facts[each.name] = f"{by}: {each.entries:,} entries in {each.lists:,} lists"
+    return facts
+
+
 def _forests(manifest: manifest_pb2.Manifest) -> Table | None:
     if not manifest.forests:
         return None
@@ -218,6 +242,8 @@ def _facts(bundle: Bundle) -> dict[str, str]:
     for space in manifest.spaces:
         described = (f"{space.dim} dimensions", _metric(space), f"users: {_users(space)}", _search(space))
         facts[f"space {space.name}"] = ", ".join(described)
+    if manifest.HasField("candidate_sources"):
+        facts |= {f"source {name}": described for name, described in _source_facts(manifest).items()}
     for forest in manifest.forests:
         facts[f"forest {forest.objective}"] = f"{forest.trees} trees, {forest.features} features, {forest.weight:g}"
     if manifest.HasField("forest_set"):

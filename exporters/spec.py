@@ -170,6 +170,86 @@ class SnapshotSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventsSpec:
+    """A table of what users did, one row per event; events of items that the catalogue lacks are left out."""
+
+    table: TableSource
+    item_column: str = "item_id"
+    time_column: str = "time"
+    user_column: str = "user_id"
+    """Joins `users`; not read without them."""
+    users: TableSource | None = None
+    """One row a user: for popular lists by columns that the events lack themselves."""
+    users_id_column: str = "user_id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TogetherSpec:
+    """Items that are bought together, from a table with a row per basket and item.
+
+    Of items i and j, n(i) and n(j) baskets have the one and the other and n(i, j) have both. The score is the cosine of
+    the items' baskets, drawn towards 0 where few have both (Sarwar et al., WWW 2001; Bell and Koren, ICDM 2007):
+    n(i, j) / sqrt(n(i) n(j)) * n(i, j) / (n(i, j) + shrinkage).
+    """
+
+    table: TableSource
+    basket_column: str = "basket_id"
+    item_column: str = "item_id"
+    top: int = 50
+    """Partners kept of each item."""
+    min_baskets: int = 2
+    """Pairs that fewer baskets have are left out."""
+    shrinkage: float = 10.0
+    max_items: int = 200
+    """Baskets with more distinct items say little of any pair, and are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrendingSpec:
+    """Items that lately have more than their usual share of the events.
+
+    With r and a events of the item in the last `days` and in all, and R and A of all items: the score is
+    (r + smoothing R / A) / (a + smoothing), and items above R / A are listed.
+    """
+
+    days: float = 7.0
+    """Before the latest event."""
+    smoothing: float = 20.0
+    top: int = 5000
+    column: str = ""
+    """A number column of the catalogue that is the score, instead of the events; larger is more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PopularBySpec:
+    """Popular items by the values of some columns: a candidate source of its own. The score is an item's share."""
+
+    name: str
+    columns: Sequence[str]
+    """User or context columns of type category, which the events or their users have under the same name."""
+    days: float = 0.0
+    """Before the latest event; 0: all events."""
+    top: int = 500
+    """Items kept of each combination of values, and of all events, which stand in for missing values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcesSpec:
+    """Candidate sources beside the spaces; see docs/retrieval.md."""
+
+    similar_space: str = ""
+    """Where `similar` looks for neighbours of the user's latest items; empty: the first normalised space."""
+    similar_items: int = 5
+    """Around how many of the latest items."""
+    new_days: float = 30.0
+    """How old an item of `new` may be."""
+    events: EventsSpec | None = None
+    together: TogetherSpec | None = None
+    trending: TrendingSpec | None = None
+    popular_by: Sequence[PopularBySpec] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
     """One export."""
 
@@ -179,6 +259,7 @@ class BundleSpec:
     features: FeatureSchema
     spaces: Sequence[SpaceSpec]
     rankers: Sequence[RankerSpec] = ()
+    sources: SourcesSpec = field(default_factory=SourcesSpec)
     golden_user_ids: Sequence[str] = ()
     """Users of the snapshot whose golden requests are stored; empty: the first `golden_requests` of it."""
     golden_requests: int = 16

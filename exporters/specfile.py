@@ -33,15 +33,20 @@ from recserve.exporters.spec import (
     BundleSpec,
     CalibrationData,
     CatalogueSpec,
+    EventsSpec,
     HistorySpec,
     IndexSpec,
     InputSpec,
     ItemColumn,
+    PopularBySpec,
     RankerSpec,
     Roles,
     SnapshotSpec,
+    SourcesSpec,
     SpaceSpec,
+    TogetherSpec,
     TowerSpec,
+    TrendingSpec,
 )
 from recserve.kernels.features import FeatureSchema, FeatureSchemaError
 from recserve.kernels.features.operations import suggest
@@ -192,6 +197,46 @@ class _Snapshot(_Part):
         return SnapshotSpec(version=self.version, users=self.users, id_column=self.id_column, history=history)
 
 
+class _Events(_Part):
+    table: InputPath
+    item_column: str = "item_id"
+    time_column: str = "time"
+    user_column: str = "user_id"
+    users: InputPath | None = None
+    users_id_column: str = "user_id"
+
+
+class _Together(_Part):
+    table: InputPath
+    basket_column: str = "basket_id"
+    item_column: str = "item_id"
+    top: int = 50
+    min_baskets: int = 2
+    shrinkage: float = 10.0
+    max_items: int = 200
+
+
+class _Sources(_Part):
+    similar_space: str = ""
+    similar_items: int = 5
+    new_days: float = 30.0
+    events: _Events | None = None
+    together: _Together | None = None
+    trending: TrendingSpec | None = None
+    popular_by: list[PopularBySpec] = Field(default_factory=list)
+
+    def spec(self) -> SourcesSpec:
+        return SourcesSpec(
+            similar_space=self.similar_space,
+            similar_items=self.similar_items,
+            new_days=self.new_days,
+            events=EventsSpec(**self.events.model_dump()) if self.events else None,
+            together=TogetherSpec(**self.together.model_dump()) if self.together else None,
+            trending=self.trending,
+            popular_by=self.popular_by,
+        )
+
+
 class _File(_Part):
     name: str
     version: str
@@ -199,6 +244,7 @@ class _File(_Part):
     catalogue: _Catalogue
     spaces: list[_Space]
     rankers: list[_Ranker] = Field(default_factory=list)
+    sources: _Sources = _Sources()
     snapshot: _Snapshot | None = None
     golden_user_ids: list[str] = Field(default_factory=list)
     golden_requests: int = Field(default=16, ge=1, le=MAX_GOLDEN_REQUESTS)
@@ -213,6 +259,7 @@ class _File(_Part):
             features=self.features,
             spaces=[space.spec() for space in self.spaces],
             rankers=[ranker.spec() for ranker in self.rankers],
+            sources=self.sources.spec(),
             golden_user_ids=self.golden_user_ids,
             golden_requests=self.golden_requests,
             golden_time_us=_microseconds(self.golden_time) if self.golden_time else 0,

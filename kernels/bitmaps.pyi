@@ -43,5 +43,31 @@ def intersect(bitmaps: Sequence[Bitmap], out: Bitmap) -> int:
         How many bits are set in `out`.
     """
 
+def between(planes: NDArray[np.uint64], first: int, last: int, out: Bitmap) -> None:
+    """Write the rows whose number lies in first..last.
+
+    Args:
+        planes: uint64 [8, words]: bit b of the number of row r is row r's bit in planes[b].
+        first: 0 to 255.
+        last: `first` to 255.
+        out: of `words` words, written. Rows behind the last have the number that their bits in `planes` say.
+    """
+
+def bounds(values: NDArray[np.float64], order: NDArray[np.int32], low: float, high: float) -> tuple[int, int]:
+    """Where the values low <= value <= high lie in their order: order[start:stop] has their rows.
+
+    Args:
+        values: float64 [N].
+        order: int32 [n], rows by ascending value, each in 0..N-1 (trusted, as is the order).
+        low: the least value.
+        high: the greatest.
+
+    Returns:
+        (start, stop), start <= stop.
+    """
+
+def add_rows(bitmap: Bitmap, rows: NDArray[np.int32]) -> None:
+    """Set the bits of `rows` int32 [n], in any order, repeats allowed."""
+
 def drop_rows(bitmap: Bitmap, rows: NDArray[np.int64]) -> int:
     """Clear the bits of `rows` int64 [n], in any order, repeats allowed; return how many of them were set."""

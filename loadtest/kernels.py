@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from recserve.kernels import bitmaps, filters, ids, rerank, vectors
+from recserve.kernels import ids, rerank, vectors
 from recserve.loadtest.kernel_sets import KernelSet
+from recserve.loadtest.masks import measure_filters
 from recserve.loadtest.results import Measurement, time_call
 
 DIM = 128
@@ -31,7 +32,7 @@ def measure_kernels(items: int, runs: int, seed: int = 1) -> Iterator[Measuremen
     table, queries = clustered_vectors(items, 8, random)
     yield from _search(table, queries, runs)
     yield from _ids(items, runs, random)
-    yield from _filters(items, runs, random)
+    yield from measure_filters(items, runs, random)
     yield from _rerank(table, runs, random)
 
 
@@ -93,22 +94,6 @@ def _ids(items: int, runs: int, random: np.random.Generator) -> Iterator[Measure
     wanted = random.choice(keys, 1000)
     found = time_call(lambda: ids.lookup(keys, slots, wanted), runs=10 * runs)
     yield Measurement(name="recserve key lookup", params={"items": items, "keys": 1000}, milliseconds=found)
-
-
-def _filters(items: int, runs: int, random: np.random.Generator) -> Iterator[Measurement]:
-    codes = random.integers(0, 1000, items).astype(np.int32)
-    prices = random.exponential(50, items)
-    stock = (random.random(items) < 0.9).astype(np.uint8)
-    allowed = (np.arange(1000) < 300).astype(np.uint8)
-
-    def three_conditions() -> None:
-        mask = bitmaps.full(items)
-        filters.keep_codes(mask, codes, allowed, None)
-        filters.keep_range(mask, prices, 5.0, 100.0, None)
-        filters.keep_flag(mask, stock, None)
-
-    times = time_call(three_conditions, runs=runs)
-    yield Measurement(name="recserve filter mask", params={"items": items, "conditions": 3}, milliseconds=times)
 
 
 def _rerank(table: NDArray[np.float32], runs: int, random: np.random.Generator) -> Iterator[Measurement]:

@@ -23,7 +23,7 @@ from recserve.exporters.demo.rankers import HeldOut, evaluate, ranker_specs, tra
 from recserve.exporters.demo.sizes import DemoSizes
 from recserve.exporters.demo.stages import stage
 from recserve.exporters.demo.state import State, state_at
-from recserve.exporters.demo.tables import catalogue_spec, snapshot_spec
+from recserve.exporters.demo.tables import catalogue_spec, snapshot_spec, sources_spec
 from recserve.exporters.demo.towers import (
     Tower,
     content_vectors,
@@ -194,6 +194,7 @@ def _export(market: Marketplace, trained: Trained, version: str, out: Path, cons
             features=schema,
             spaces=_spaces(market, trained, Path(models)),
             rankers=trained.rankers,
+            sources=sources_spec(market),
             offline_metrics=trained.metrics,
         )
         report = export_bundle(spec, out / BUNDLE, snapshot=snapshot, console=console)
@@ -245,19 +246,33 @@ mmr_weight = 0.95
 diversity_space = "content"
 freshness = {{ boost = 0.2, half_life_days = 14 }}
 
+# More sources than the rankers have seen in training: to them, the others' candidates are ones that no source proposed.
 [placements.home]
 candidates = 500
-sources = [{sources}]
+sources = [
+    {sources},
+    {{ name = "similar", weight = 0.1 }},
+    {{ name = "trending", weight = 0.05 }},
+    {{ name = "popular_in_country", weight = 0.05 }},
+    {{ name = "popular_with_peers", weight = 0.05 }},
+    {{ name = "popular_in_category", weight = 0.05 }},
+    {{ name = "new", weight = 0.05 }},
+]
 caps = [{{ attribute = "category", max = 4 }}, {{ attribute = "brand", max = 3 }}]
 mmr_weight = 0.9
 diversity_space = "content"
 freshness = {{ boost = 0.3, half_life_days = 14 }}
 in_region = true
 
-# Beside a filled cart: what sells, also what the user buys again and again.
+# Beside a filled cart: what goes with it, what the user buys again and again, and what sells.
 [placements.cart]
 candidates = 300
-sources = [{{ name = "again", weight = 0.4 }}, {{ name = "als", weight = 0.3 }}, {{ name = "ann", weight = 0.3 }}]
+sources = [
+    {{ name = "together", weight = 0.3 }},
+    {{ name = "again", weight = 0.3 }},
+    {{ name = "als", weight = 0.2 }},
+    {{ name = "ann", weight = 0.2 }},
+]
 caps = [{{ attribute = "category", max = 4 }}]
 mmr_weight = 0.95
 diversity_space = "content"

@@ -10,13 +10,26 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recserve.exporters.demo.features import ITEM_COLUMNS, USER_COLUMNS
-from recserve.exporters.demo.state import Column, HistoryTable, Lists, State
+from recserve.exporters.demo.marketplace import Marketplace
+from recserve.exporters.demo.state import PURCHASE, Column, HistoryTable, Lists, State
 from recserve.exporters.demo.words import EVENT_TYPES, VOCABULARIES
 from recserve.exporters.demo.world import Codes, Items, World
-from recserve.exporters.spec import CatalogueSpec, HistorySpec, ItemColumn, Roles, SnapshotSpec
+from recserve.exporters.spec import (
+    CatalogueSpec,
+    EventsSpec,
+    HistorySpec,
+    ItemColumn,
+    PopularBySpec,
+    Roles,
+    SnapshotSpec,
+    SourcesSpec,
+    TogetherSpec,
+    TrendingSpec,
+)
 from recserve.kernels.features import MISSING_CODE, MISSING_TIME, ColumnSpec
 
 
@@ -64,6 +77,46 @@ def snapshot_spec(world: World, state: State, version: str) -> SnapshotSpec:
     )
     history = _history_table(world.users.ids, world.items, state.history)
     return SnapshotSpec(version=version, users=users, history=HistorySpec(table=history))
+
+
+def sources_spec(market: Marketplace) -> SourcesSpec:
+    """Candidate sources from all that happened: every visit's purchases are a basket."""
+    world, events = market.world, market.events
+    item_ids, user_ids = pa.array(world.items.ids), pa.array(world.users.ids)
+    device, country = market.sessions.device[events.session], world.users.country[events.user]
+    table = pa.table(
+        {
+            "user_id": user_ids.take(pa.array(events.user)),
+            "item_id": item_ids.take(pa.array(events.item)),
+            "time": pa.array(events.time_us, pa.timestamp("us", "UTC")),
+            "device": _arrow(device, ColumnSpec("device", "category")),
+            "country": _arrow(country, ColumnSpec("country", "category")),
+        }
+    )
+    users = pa.table(
+        {
+            "user_id": user_ids,
+            "gender": _arrow(world.users.gender, ColumnSpec("gender", "category")),
+            "tier": _arrow(world.users.tier, ColumnSpec("tier", "category")),
+        }
+    )
+    bought = events.type == PURCHASE
+    baskets = pa.table(
+        {
+            "basket_id": pc.cast(pa.array(events.session[bought]), pa.string()),
+            "item_id": item_ids.take(pa.array(events.item[bought])),
+        }
+    )
+    return SourcesSpec(
+        similar_space="content",
+        events=EventsSpec(table=table, users=users),
+        together=TogetherSpec(table=baskets),
+        trending=TrendingSpec(),
+        popular_by=[
+            PopularBySpec(name="popular_in_country", columns=["country"], days=30),
+            PopularBySpec(name="popular_with_peers", columns=["gender", "tier"], days=30),
+        ],
+    )
 
 
 def _history_table(user_ids: Sequence[str], items: Items, history: HistoryTable) -> pa.Table:

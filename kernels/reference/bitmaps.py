@@ -49,6 +49,25 @@ def intersect(bitmaps: Sequence[Bitmap], out: Bitmap) -> int:
     return count(out)
 
 
+def between(planes: NDArray[np.uint64], first: int, last: int, out: Bitmap) -> None:
+    """See `recserve.kernels.bitmaps.between`."""
+    bits = np.stack([unpack(plane, 64 * len(out)) for plane in planes])
+    numbers = (1 << np.arange(len(planes))) @ bits.astype(np.int64)
+    out[:] = pack((numbers >= first) & (numbers <= last))
+
+
+def bounds(values: NDArray[np.float64], order: NDArray[np.int32], low: float, high: float) -> tuple[int, int]:
+    """See `recserve.kernels.bitmaps.bounds`."""
+    start = int(np.searchsorted(values[order], low))
+    return start, max(start, int(np.searchsorted(values[order], high, side="right")))
+
+
+def add_rows(bitmap: Bitmap, rows: NDArray[np.int32]) -> None:
+    """See `recserve.kernels.bitmaps.add_rows`."""
+    for row in rows.tolist():
+        bitmap[row >> 6] |= np.uint64(1 << (row & 63))
+
+
 def drop_rows(bitmap: Bitmap, rows: NDArray[np.int64]) -> int:
     """See `recserve.kernels.bitmaps.drop_rows`."""
     before = count(bitmap)

@@ -50,6 +50,8 @@ def check_manifest(manifest: manifest_pb2.Manifest, files: ArtifactFiles) -> Non
     _check_unique("spaces", [space.name for space in manifest.spaces])
     for space in manifest.spaces:
         _check_space(space, files)
+    if manifest.HasField("candidate_sources"):
+        _check_sources(manifest)
     _check_unique("forests", [forest.objective for forest in manifest.forests])
     for forest in manifest.forests:
         _check_forest(forest, manifest.features.count, files)
@@ -69,6 +71,7 @@ def check_schema(
     _check_feature_count(manifest, schema)
     _check_item_columns(manifest.catalogue, schema)
     values = _schema_vocabularies(schema, vocabularies)
+    _check_list_columns(manifest.candidate_sources, schema, vocabularies)
     spaces = [space.name for space in manifest.spaces]
     for name in schema.spaces:
         if name not in spaces:
@@ -158,6 +161,51 @@ def _check_index(field: str, index: manifest_pb2.Index) -> None:
             f"at least {index.recall_target}",
             index.recall_low,
         )
+
+
+def _check_sources(manifest: manifest_pb2.Manifest) -> None:
+    """Candidate sources have names of their own and what they need of the rest."""
+    sources = manifest.candidate_sources
+    comparable = [space.name for space in manifest.spaces if space.normalized]
+    if sources.similar_space and sources.similar_space not in comparable:
+        raise mismatch(
+            "similar items need a normalised space",
+            "candidate_sources.similar_space",
+            comparable,
+            sources.similar_space,
+        )
+    if sources.similar_space and not sources.similar_items:
+        raise mismatch("similar items have no seeds", "candidate_sources.similar_items", "at least 1", 0)
+    if not (math.isfinite(sources.new_days) and sources.new_days > 0):
+        raise mismatch("new items have no age", "candidate_sources.new_days", "more than 0", sources.new_days)
+    taken = [*layout.SOURCE_NAMES, *(space.name for space in manifest.spaces)]
+    _check_unique("candidate_sources.lists", [each.name for each in sources.lists])
+    for lists in sources.lists:
+        field = f"candidate_sources.lists[{lists.name}]"
+        if lists.name in taken:
+            raise mismatch("a candidate source has the name of another", field, "a name of its own", lists.name)
+        _check_choice(f"{field}.kind", lists.kind, manifest_pb2.ListsKind.items())
+        expected = {manifest_pb2.TOGETHER: manifest.catalogue.items, manifest_pb2.TRENDING: 1}.get(lists.kind)
+        if expected is not None and lists.lists != expected:
+            raise mismatch("a source has another number of lists", f"{field}.lists", expected, lists.lists)
+
+
+def _check_list_columns(
+    sources: manifest_pb2.CandidateSources, schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]
+) -> None:
+    """Popular lists belong to values of user or context columns, and there is one for each combination."""
+    columns = {column.name: column for column in (*schema.user_layout.codes, *schema.context_layout.codes)}
+    for lists in sources.lists:
+        if lists.kind != manifest_pb2.POPULAR_BY:
+            continue
+        field = f"candidate_sources.lists[{lists.name}]"
+        unknown = [name for name in lists.columns if name not in columns]
+        if unknown or not lists.columns:
+            expected = f"some of the user and context categories {sorted(columns)}"
+            raise mismatch("popular lists have no columns", f"{field}.columns", expected, list(lists.columns))
+        sizes = [len(vocabularies[columns[name].vocabulary]) for name in lists.columns]
+        if lists.lists != math.prod(sizes) + 1:
+            raise mismatch("a source has another number of lists", f"{field}.lists", math.prod(sizes) + 1, lists.lists)
 
 
 def _check_tower(field: str, tower: manifest_pb2.Tower, files: ArtifactFiles) -> None:

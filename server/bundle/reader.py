@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
@@ -30,6 +30,7 @@ from recserve.server.bundle.columns import (
 from recserve.server.bundle.consistency import check_manifest, check_schema
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError
 from recserve.server.bundle.files import ANY, ArtifactFiles, read_manifest
+from recserve.server.bundle.lists import ItemLists
 from recserve.server.bundle.strings import StringTable, key_of
 
 
@@ -100,6 +101,7 @@ class Bundle:
         spaces: by name, in the manifest's order.
         item_bins: uint8 [items, columns], mapped: the item features as the manifest's `forest_set` reads them; None
             where there is no such set.
+        lists: of candidate sources, by name, in the manifest's order.
     """
 
     files: ArtifactFiles
@@ -109,6 +111,7 @@ class Bundle:
     catalogue: Catalogue
     spaces: Mapping[str, Space]
     item_bins: NDArray[np.uint8] | None = None
+    lists: Mapping[str, ItemLists] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -183,12 +186,15 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     check_schema(manifest, schema, vocabularies)
     catalogue = _open_catalogue(files, manifest.catalogue, vocabularies)
     spaces = {spec.name: _open_space(files, spec, catalogue.size) for spec in manifest.spaces}
+    lists = {spec.name: ItemLists.open(files, spec) for spec in manifest.candidate_sources.lists}
     if verify:
+        for each in lists.values():
+            each.check(catalogue.size)
         _check_catalogue(catalogue)
         _check_matrices(catalogue, manifest.catalogue)
         for space in spaces.values():
             _check_space(space)
-    return Bundle(files, manifest, schema, vocabularies, catalogue, spaces, _open_item_bins(files, manifest))
+    return Bundle(files, manifest, schema, vocabularies, catalogue, spaces, _open_item_bins(files, manifest), lists)
 
 
 def _open_item_bins(files: ArtifactFiles, manifest: manifest_pb2.Manifest) -> NDArray[np.uint8] | None:

@@ -169,7 +169,7 @@ class AdmissionSettings(_Section):
 class SourceSettings(_Section):
     """A candidate source with its share."""
 
-    name: Name = Field(description="Such as `ann`, another vector space of the bundle, `popular`, `again`.")
+    name: Name = Field(description="Such as `ann` or `together`; `docs/retrieval.md` lists them all.")
     weight: float = Field(
         ge=0, le=MAX_WEIGHT, description="Share of the candidates, relative to the other sources' weights."
     )

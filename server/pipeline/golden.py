@@ -10,6 +10,7 @@ Every stage is replayed from its stored inputs, so a difference is found where i
 
     embed       user vectors by space                    within 1e-5 of onnxruntime's
     retrieve    exact nearest items of stored vectors    found to the recall of the export, with bit-equal scores
+    sources     what each source without vectors proposes    equal
     features    matrix of the stored candidates          bit-equal
     rank        margins, and relevance                   margins bit-equal to LightGBM's, from the matrix and as served
     rerank      order of stored scores                   equal
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 RELEVANCE_TOLERANCE: Final = 1e-12
 """Relative; C libraries promise an exponential to about 2e-16, and a relevance is a few operations away from it."""
 
+SOURCE_NAMES_ARRAY: Final = "sources.names"
+"""Of the stored arrays; bundles of earlier exports lack it."""
+
 Words = Callable[[Sequence[int]], str]
 """Says what is at an index of an array."""
 
@@ -69,6 +73,8 @@ def replay(pipeline: Pipeline, *, same_cpu: bool) -> list[str]:
     _check_names(golden.requests, pipeline)
     stages = _Stages(pipeline, golden, same_cpu=same_cpu)
     wanted: dict[str, Callable[[], None]] = {"embed": stages.embed, "retrieve": stages.retrieve}
+    if SOURCE_NAMES_ARRAY in golden.arrays:
+        wanted["sources"] = stages.sources
     if pipeline.objectives:
         wanted |= {"features": stages.features, "rank": stages.rank}
     wanted["rerank"] = stages.rerank
@@ -178,6 +184,26 @@ class _Stages:
             both, here, there = np.intersect1d(mine, rows[query], return_indices=True)
             words = self._query_words(query, both)
             _require_equal(scores[query][there], by[here], f"retrieve.{name}.scores", words)
+
+    def sources(self) -> None:
+        golden, pipeline = self._golden, self._pipeline
+        work = list(zip(golden.queries(self._bundle), golden.states, strict=True))
+        k = self._bundle.manifest.golden.candidates
+        for name in golden.array(SOURCE_NAMES_ARRAY, np.str_, ANY).tolist():
+            if name not in pipeline.sources:
+                raise BundleCorruptError(
+                    "the golden stages name a source that the bundle lacks",
+                    file=STAGES_FILE,
+                    field=SOURCE_NAMES_ARRAY,
+                    expected=f"of {list(pipeline.sources)}",
+                    found=name,
+                )
+            rows = golden.array(f"sources.{name}.rows", np.int64, ANY)
+            scores = golden.array(f"sources.{name}.scores", np.float32, rows.size)
+            parts = golden.parts(f"sources.{name}.offsets", self._count, rows.size)
+            for request, found in enumerate(pipeline.proposals(work, name, k)):
+                _require_equal(rows[parts[request]], found.rows, f"sources.{name}.rows", _place(request))
+                _require_equal(scores[parts[request]], found.scores, f"sources.{name}.scores", _place(request))
 
     def features(self) -> None:
         found = self._pipeline.ranking_inputs(*self._stage_inputs()).matrix()

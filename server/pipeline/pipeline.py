@@ -8,7 +8,7 @@ treats every row by itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from recserve.kernels import rerank as rerank_kernel
 from recserve.kernels.features import FeatureProgram
+from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.columns import CategoryColumn
 from recserve.server.bundle.reader import Bundle, Space
 from recserve.server.pipeline.assemble import Candidates, Subject, subject, tower_users
@@ -26,20 +27,13 @@ from recserve.server.pipeline.filters import PURCHASE_EVENT, Filters
 from recserve.server.pipeline.golden import item_arrays, replay
 from recserve.server.pipeline.host import this_host
 from recserve.server.pipeline.inputs import FeatureComputer, RankingInputs
+from recserve.server.pipeline.orders import RowsByCode
 from recserve.server.pipeline.ranker import Ranker, RankerEngine, open_ranker
 from recserve.server.pipeline.reasons import Reasons, reasons_for
 from recserve.server.pipeline.scoring import combine, freshen, fuse_ranks
 from recserve.server.pipeline.search import Searcher, open_searcher
 from recserve.server.pipeline.similar import Similar
-from recserve.server.pipeline.sources import (
-    POPULAR,
-    AgainSource,
-    PopularSource,
-    Proposal,
-    Request,
-    Source,
-    SpaceSource,
-)
+from recserve.server.pipeline.sources import POPULAR, Proposal, Request, sources_of
 from recserve.server.pipeline.towers import UserTower, open_user_tower
 from recserve.server.pipeline.types import (
     Degraded,
@@ -111,14 +105,15 @@ class Pipeline:
         comparable = {name: space for name, space in bundle.spaces.items() if space.normalized}
         self.similarity_spaces = tuple(comparable)
         self.engines = engines
-        self._sources = _sources(bundle, engines.searchers)
+        by_category = _rows_by_category(bundle.catalogue)
+        self._sources = sources_of(bundle, engines.searchers, by_category)
         self.sources = tuple(self._sources)
         self._similar = Similar(comparable, engines.searchers)
         self._items = item_arrays(bundle)
         self._dims = {name: space.dim for name, space in bundle.spaces.items()}
         events = bundle.schema.event_types
         self._purchase_code = events.index(PURCHASE_EVENT) if PURCHASE_EVENT in events else -1
-        self._filters = Filters(bundle.catalogue, self._purchase_code)
+        self._filters = Filters(bundle.catalogue, self._purchase_code, by_category)
 
     def run(
         self, work: Sequence[tuple[Query, UserState]], *, gone: Callable[[int], bool] | None = None
@@ -159,6 +154,17 @@ class Pipeline:
         self._embed(jobs)
         self._retrieve(jobs)
         return [(job.request.subject, job.candidates) for job in jobs]
+
+    def proposals(self, work: Sequence[tuple[Query, UserState]], source: str, k: int) -> list[Proposal]:
+        """What one source says of each request by itself, without users' vectors.
+
+        Args:
+            work: as for `run`.
+            source: one of `sources`.
+            k: how many items are wanted of each.
+        """
+        requests = [self._resolve(query, state) for query, state in work]
+        return self._sources[source].propose(requests, k)
 
     def _resolve(self, query: Query, state: UserState) -> Request:
         """The query's user in terms of this bundle's rows."""
@@ -209,6 +215,7 @@ class Pipeline:
                 job.candidates = Candidates.given(rows[job.request.passing(rows)])
             elif job.query.kind is QueryKind.SIMILAR and job.wanted("retrieve"):
                 job.candidates, job.scores = self._similar.find(job.query, job.request.mask)
+            job.request.release()
 
     def _ask_sources(self, jobs: Sequence[_Job]) -> list[dict[str, Proposal]]:
         """Per job, what each source says that it asks: one call per source and number of candidates.
@@ -330,7 +337,7 @@ class Pipeline:
         return column.codes
 
     def _reasons(self, job: _Job, rows: Rows, ranks: NDArray[np.int32]) -> tuple[tuple[Reason, ...], ...]:
-        found = Reasons(self.bundle.catalogue, job.request.subject, self._purchase_code)
+        found = Reasons(self.bundle.catalogue, job.request.subject, self._purchase_code, self._sources)
         return reasons_for(found, rows, job.candidates.sources, ranks)
 
 
@@ -382,13 +389,12 @@ def open_engines(
     )
 
 
-def _sources(bundle: Bundle, searchers: Mapping[str, Searcher]) -> dict[str, Source]:
-    """By name, in the order in which features and answers list them."""
-    spaces: Iterable[Source] = (
-        SpaceSource(name, searchers[name]) for name, space in bundle.spaces.items() if space.serves_users
-    )
-    found: list[Source] = [*spaces, PopularSource(bundle.catalogue), AgainSource()]
-    return {source.name: source for source in found}
+def _rows_by_category(catalogue: Catalogue) -> RowsByCode | None:
+    """Rows by category, the most popular first; None where there are no categories."""
+    column = catalogue.role("category")
+    if not isinstance(column, CategoryColumn):
+        return None
+    return RowsByCode(column.codes, len(column.vocabulary), catalogue.popular_rows)
 
 
 def _asked(query: Query) -> dict[str, float]:

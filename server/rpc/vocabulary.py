@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-SOURCES: Final = frozenset({"ann", "als", "content", "similar", "together", "trending", "popular", "again", "new"})
+SOURCES: Final = frozenset(
+    {"ann", "als", "content", "similar", "together", "trending", "popular", "popular_in_category", "again", "new"}
+)
 """Candidate sources."""
 
 OBJECTIVES: Final = frozenset({"click", "purchase", "revenue"})

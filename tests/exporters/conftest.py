@@ -103,6 +103,7 @@ SCHEMA: dict[str, Any] = {
         {"name": "category_share", "op": "share", "inputs": ["history.category"]},
         {"name": "content_max", "op": "max_similarity", "inputs": ["space.content"], "last": 5},
         {"name": "ann_mean", "op": "mean_similarity", "inputs": ["space.ann"], "last": 3},
+        {"name": "together_score", "op": "value", "inputs": ["source.together.score"]},
     ],
 }
 TOML = """\
@@ -192,6 +193,33 @@ user_ids = "als_users.txt"
 name = "content"
 normalized = true
 item_vectors = "content.npy"
+"""
+SOURCES = """
+[sources]
+similar_space = "content"
+similar_items = 3
+new_days = 60
+
+[sources.events]
+table = "events.parquet"
+users = "users.parquet"
+
+[sources.together]
+table = "baskets.parquet"
+top = 20
+shrinkage = 2.0
+
+[sources.trending]
+days = 14
+
+[[sources.popular_by]]
+name = "popular_in_country"
+columns = ["country"]
+days = 60
+
+[[sources.popular_by]]
+name = "popular_with_peers"
+columns = ["gender", "device"]
 """
 RANKERS = """
 [[rankers]]
@@ -307,6 +335,35 @@ def history_table() -> pa.Table:
                 rows.append((f"user-{user:03d}", f"item-{item:03d}", event, int(rng.integers(1, 5)), when))
     names = ("user_id", "item_id", "event_type", "count", "last_time")
     return pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+
+
+def event_table() -> pa.Table:
+    """Some of an item and of a user that nobody knows, some without a country."""
+    rng = np.random.default_rng(8)
+    count = 3000
+    minutes = rng.integers(0, 200_000, count)
+    countries = VOCABULARIES["country"]
+    return pa.table(
+        {
+            "user_id": [f"user-{row:03d}" for row in rng.integers(0, USERS + 5, count)],
+            "item_id": [f"item-{row:03d}" for row in np.floor(ITEMS * rng.random(count) ** 2).astype(int) + 3],
+            "time": pa.array([NOW - datetime.timedelta(minutes=int(each)) for each in minutes], pa.timestamp("us")),
+            "country": [None if pick == 4 else countries[pick] for pick in rng.integers(0, 5, count)],
+            "device": [VOCABULARIES["device"][pick] for pick in rng.integers(0, 3, count)],
+        }
+    )
+
+
+def basket_table() -> pa.Table:
+    """Neighbours of a random item are bought together, and one item with everything."""
+    rng = np.random.default_rng(9)
+    lines = []
+    for basket in range(600):
+        centre = int(rng.integers(0, ITEMS))
+        picked = (centre + rng.integers(-4, 5, rng.integers(1, 7))) % ITEMS
+        lines += [(f"basket-{basket}", f"item-{row:03d}") for row in {*picked.tolist(), 5}]
+    baskets, rows = zip(*lines, strict=True)
+    return pa.table({"basket_id": list(baskets), "item_id": list(rows)})
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -498,17 +555,19 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     pa.parquet.write_table(item_table(), root / "items.parquet")
     pa.parquet.write_table(user_table(), root / "users.parquet")
     pa.parquet.write_table(history_table(), root / "history.parquet")
+    pa.parquet.write_table(event_table(), root / "events.parquet")
+    pa.parquet.write_table(basket_table(), root / "baskets.parquet")
     save_item_tower(root / "item.onnx")
     save_user_tower(root / "user.onnx")
     save_vectors(root)
-    (root / "untrained.toml").write_text(TOML + USERS_TOML)
+    (root / "untrained.toml").write_text(TOML + SOURCES + USERS_TOML)
     spec, users = read_spec(root / "untrained.toml")
     assert users is not None
     console = Console(file=io.StringIO())
     snapshot = export_snapshot(users, spec.features, VOCABULARIES, root / "untrained/snapshot")
     export_bundle(spec, root / "untrained/bundle", snapshot=snapshot, console=console)
     save_rankers(root, *training_rows(root / "untrained/bundle", snapshot))
-    (root / "shop.toml").write_text(TOML + RANKERS + USERS_TOML + METRICS)
+    (root / "shop.toml").write_text(TOML + RANKERS + SOURCES + USERS_TOML + METRICS)
     spec, users = read_spec(root / "shop.toml")
     assert users is not None
     return Shop(root, spec, users)

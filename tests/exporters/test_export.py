@@ -84,6 +84,9 @@ def test_a_bundle_says_what_it_is_and_what_it_was_made_from(complete: Any) -> No
         "item vectors of content": "content.npy",
         "ranker click": "click.txt",
         "ranker purchase": "purchase.txt",
+        "baskets": "baskets.parquet",
+        "events": "events.parquet",
+        "users of the events": "users.parquet",
     }.items():
         assert made_from.pop(role) == (name, file_sha256(complete.shop.root / name))
     assert made_from == {"user snapshot": ("snapshot.json", file_sha256(complete.snapshot / "snapshot.json"))}
@@ -91,7 +94,7 @@ def test_a_bundle_says_what_it_is_and_what_it_was_made_from(complete: Any) -> No
 
 def test_progress_and_report_name_every_part(complete: Any) -> None:
     steps = re.findall(r"^(\S.*?) +[\d.]+ s$", complete.log, re.MULTILINE)
-    assert steps == ["items", "vector spaces", "rankers", "golden requests", "verification"]
+    assert steps == ["items", "vector spaces", "candidate sources", "rankers", "golden requests", "verification"]
     assert list(complete.report.seconds) == steps
     assert [check.part for check in complete.report.checks] == [
         "items",
@@ -99,6 +102,10 @@ def test_progress_and_report_name_every_part(complete: Any) -> None:
         "item tower of ann",
         "given vectors of als",
         "given vectors of content",
+        "source together",
+        "source trending",
+        "source popular_in_country",
+        "source popular_with_peers",
         "ranker click",
         "ranker purchase",
         "bit-sliced forests",
@@ -220,14 +227,14 @@ def test_without_a_snapshot_golden_requests_are_those_of_strangers(shop: Any, tm
     assert not any(state.known for state in golden.states)
     assert all(before <= each.time_us <= time.time_ns() // 1000 for each in golden.requests)
     opened = open_pipeline(bundle)
-    assert replay(opened, same_cpu=True) == ["embed", "retrieve", "features", "rank", "rerank", "list"]
+    assert replay(opened, same_cpu=True) == ["embed", "retrieve", "sources", "features", "rank", "rerank", "list"]
 
 
 def test_without_a_ranker(shop: Any, complete: Any, tmp_path: Path, quiet: Console) -> None:
     spec = replace(shop.spec, rankers=())
     export_bundle(spec, tmp_path / "bundle", snapshot=complete.snapshot, console=quiet)
     opened = open_pipeline(open_bundle(tmp_path / "bundle"))
-    assert replay(opened, same_cpu=True) == ["embed", "retrieve", "rerank", "list"]
+    assert replay(opened, same_cpu=True) == ["embed", "retrieve", "sources", "rerank", "list"]
 
 
 def test_with_the_golden_users_that_are_named(shop: Any, complete: Any, tmp_path: Path, quiet: Console) -> None:
@@ -251,11 +258,13 @@ def test_with_factors_alone(shop: Any, complete: Any, tmp_path: Path, quiet: Con
     """No space of length 1: golden requests do without diversity."""
     features = [each for each in shop.spec.features.features if {*each.inputs}.isdisjoint(OTHER_SPACES)]
     schema = replace(shop.spec.features, features=tuple(features))
-    spec = replace(shop.spec, features=schema, spaces=[shop.spec.spaces[1]], rankers=())
+    sources = replace(shop.spec.sources, similar_space="")
+    spec = replace(shop.spec, features=schema, spaces=[shop.spec.spaces[1]], rankers=(), sources=sources)
     export_bundle(spec, tmp_path / "bundle", snapshot=complete.snapshot, console=quiet)
     bundle = open_bundle(tmp_path / "bundle")
     assert {each.mmr_weight for each in GoldenSet.load(bundle).requests} == {None}
-    assert open_pipeline(bundle).sources == ("als", "popular", "again")
+    lists = ("together", "trending", "popular_in_country", "popular_with_peers")
+    assert open_pipeline(bundle).sources == ("als", "popular", "again", "popular_in_category", "new", *lists)
 
 
 @pytest.mark.slow
@@ -264,7 +273,7 @@ def test_with_an_index(shop: Any, complete: Any, shop_work: Work, tmp_path: Path
     """6,000 items: the shop's, each fifteen times with other ids and vectors around its own."""
     table, rng = pyarrow.parquet.read_table(shop.root / "items.parquet"), np.random.default_rng(8)
     many = pyarrow.concat_tables([table] * 15)
-    ids = [f"{item}-{copy}" for copy in range(15) for item in table["item_id"].to_pylist()]
+    ids = [f"{item}-{copy}" if copy else item for copy in range(15) for item in table["item_id"].to_pylist()]
     many = many.set_column(0, "item_id", pyarrow.array(ids))
     vectors = np.tile(np.load(shop.root / "als_items.npy"), (15, 1)) + rng.normal(size=(6000, 8)) / 3
     als = SpaceSpec(
@@ -346,7 +355,7 @@ def test_an_unknown_golden_user(shop: Any, complete: Any, tmp_path: Path) -> Non
 def test_a_ranker_of_another_number_of_features(shop: Any, complete: Any, tmp_path: Path) -> None:
     fewer = replace(shop.spec.features, features=shop.spec.features.features[:-1])
     spec = replace(shop.spec, features=fewer)
-    refused(tmp_path, spec, r"ranker 'click': .*18 features.*defines 17", snapshot=complete.snapshot)
+    refused(tmp_path, spec, r"ranker 'click': .*19 features.*defines 18", snapshot=complete.snapshot)
 
 
 def test_a_ranker_with_features_in_another_order(shop: Any, complete: Any, tmp_path: Path) -> None:
@@ -395,8 +404,9 @@ def test_every_contradiction_of_a_specification_at_once(shop: Any, tmp_path: Pat
         "the bundle cannot be exported:",
         "name: a bundle needs one",
         "offline_metrics: auc is nan, which is no finite number",
-        "spaces: 'again' is the name of a candidate source that every bundle has: choose another",
+        "spaces: 'again' is the name of a candidate source of another kind: choose another",
         f"spaces: 'no name' cannot be part of a file name: expected {NAME_RULE}",
+        "sources: similar_space 'content' is no normalised space; valid: ann, again, no name",
         'features: there is no space "content"; valid: ann, als, again, no name',
         'features: there is no candidate source "asl"; did you mean "als"?',
         "rankers: 2 have the objective 'click'",

@@ -67,7 +67,7 @@ def test_build_from_parquet(run: Run, shop: Any, tmp_path: Path) -> None:
 def test_build_from_other_tables_gives_the_same_files(run: Run, complete: Any, tmp_path: Path, kind: str) -> None:
     """A CSV file has no types; those of the specification make the same arrays of it."""
     root = shutil.copytree(complete.shop.root, tmp_path / "shop", ignore=shutil.ignore_patterns("untrained"))
-    for name in ("items", "users", "history"):
+    for name in ("items", "users", "history", "events", "baskets"):
         WRITERS[kind](pyarrow.parquet.read_table(root / f"{name}.parquet"), root / f"{name}.{kind}")
     text = (root / "shop.toml").read_text().replace(".parquet", f".{kind}")
     (root / "shop.toml").write_text(text)
@@ -90,6 +90,8 @@ def test_inspect(run: Run, complete_bundle: Path) -> None:
         "items.parquet",
         "inner product, length 1",
         "isotonic",
+        "near the 3 latest items in content",
+        "popular by gender, device",
         "bitsliced",
         "0.4321",
     ):

@@ -26,7 +26,7 @@ from recserve.server.pipeline.golden import RELEVANCE_TOLERANCE, replay
 from recserve.server.pipeline.golden_set import GoldenSet
 from recserve.server.pipeline.pipeline import Engines, Pipeline, open_engines, open_pipeline
 
-ALL_STAGES = ["embed", "retrieve", "features", "rank", "rerank", "list"]
+ALL_STAGES = ["embed", "retrieve", "sources", "features", "rank", "rerank", "list"]
 Arrays = dict[str, NDArray[Any]]
 Opened = Callable[[], Pipeline]
 
@@ -260,7 +260,7 @@ def test_another_context(opened: Opened, tamper: Any) -> None:
 
 def test_another_history(opened: Opened, tamper: Any) -> None:
     tamper(lambda arrays: arrays["history.counts"].__iadd__(1.0))
-    assert golden_error(opened, "features.matrix").file == "golden/stages.npz"
+    assert golden_error(opened, "sources.again.rows").file == "golden/stages.npz"
 
 
 # ----------------------------------------------------------------------------------------------------------------- rank
@@ -325,10 +325,9 @@ def test_a_reranker_that_ignores_caps(complete_bundle: Path) -> None:
 
 
 def test_another_order_of_popularity(complete_copy: Path, opened: Opened) -> None:
-    """No stage but the whole list sees what stands behind a source."""
     path = complete_copy / "items/popular.npy"
     np.save(path, np.load(path)[::-1].copy())
-    assert golden_error(opened, "list.rows").file == "golden/stages.npz"
+    assert golden_error(opened, "sources.popular.rows").file == "golden/stages.npz"
 
 
 @pytest.mark.parametrize("name", ["list.rows", "list.scores"])

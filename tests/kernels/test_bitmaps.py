@@ -63,6 +63,41 @@ def test_intersect(bitmaps, data, number, in_place):
     assert np.array_equal(out, kernel.pack(expected))
 
 
+@given(st.integers(0, 150), st.data())
+@FEW
+def test_between(bitmaps, size, data):
+    numbers = np.array(data.draw(st.lists(st.integers(0, 255), min_size=size, max_size=size)), np.uint8)
+    first = data.draw(st.integers(0, 255))
+    last = data.draw(st.integers(first, 255))
+    planes = np.stack([kernel.pack(numbers >> bit & 1 != 0) for bit in range(8)])
+    out = np.full(planes.shape[1], 7, np.uint64)
+    bitmaps.between(planes, first, last, out)
+    passes = (numbers >= first) & (numbers <= last)
+    behind = np.full(64 * len(out) - size, first == 0)
+    assert np.array_equal(out, kernel.pack(np.concatenate([passes, behind])))
+
+
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(-1, 10), st.integers(-1, 10))
+@FEW
+def test_bounds(bitmaps, numbers, low, high):
+    values = np.array(numbers, np.float64)
+    order = np.argsort(values, kind="stable").astype(np.int32)
+    start, stop = bitmaps.bounds(values, order, low, high)
+    assert sorted(order[start:stop]) == [row for row, number in enumerate(numbers) if low <= number <= high]
+    assert bitmaps.bounds(values, order, -np.inf, np.inf) == (0, len(numbers))
+
+
+@given(st.data())
+@FEW
+def test_add_rows(bitmaps, data):
+    passes = data.draw(TRUTHS)
+    rows = data.draw(some_rows(passes.size))
+    bitmap = bitmaps.pack(passes)
+    bitmaps.add_rows(bitmap, rows.astype(np.int32))
+    passes[rows] = True
+    assert np.array_equal(bitmap, kernel.pack(passes))
+
+
 def test_as_bytes_it_is_a_faiss_selector():
     faiss = pytest.importorskip("faiss", reason="FAISS is in the extras [cpu] and [gpu]")
     passes = np.random.default_rng(0).random(300) < 0.3
@@ -100,6 +135,11 @@ WORDS = np.zeros(2, np.uint64)
         (lambda: kernel.contains(WORDS, np.array([-1])), ValueError, r"rows\[0\] is -1"),
         (lambda: kernel.drop_rows(READ_ONLY, np.array([1])), ValueError, "bitmap: is written in place"),
         (lambda: kernel.drop_rows(WORDS, np.array([0, 128])), ValueError, r"rows\[1\] is 128"),
+        (lambda: kernel.add_rows(WORDS, np.array([128], np.int32)), ValueError, r"rows\[0\] is 128"),
+        (lambda: kernel.add_rows(WORDS, np.array([1])), TypeError, "rows: expected dtype int32"),
+        (lambda: kernel.between(np.zeros((7, 2), np.uint64), 0, 1, WORDS), ValueError, r"planes: expected shape"),
+        (lambda: kernel.between(np.zeros((8, 2), np.uint64), 2, 1, WORDS), ValueError, "first, last: expected ascend"),
+        (lambda: kernel.between(np.zeros((8, 2), np.uint64), 0, 256, WORDS), ValueError, "first, last: expected"),
         (lambda: kernel.intersect([], WORDS), ValueError, "bitmaps: expected at least one"),
         (lambda: kernel.intersect([WORDS, WORDS[:1]], WORDS), ValueError, r"bitmaps: expected shape \[2\]"),
         (lambda: kernel.intersect([WORDS], READ_ONLY), ValueError, "out: is written in place"),

@@ -43,13 +43,16 @@ def test_the_snapshot_holds_the_state_at_the_end(demo: Any, market: Marketplace)
 def test_every_source_and_attribute_of_the_configuration_exists(demo: Any) -> None:
     config = tomllib.loads(demo.paths.config.read_text(encoding="utf-8"))
     bundle = open_bundle(demo.paths.bundle)
+    sources = set(open_pipeline(bundle).sources)
     directory = demo.paths.config.parent
     assert (directory / config["bundles"][0]["path"]).resolve() == demo.paths.bundle.resolve()
     assert (directory / config["state"]["snapshot"]).resolve() == demo.paths.snapshot.resolve()
     assert "compute" not in config
     assert set(config["placements"]) == {"default", "home", "cart"}
+    used = {source["name"] for placement in config["placements"].values() for source in placement["sources"]}
+    assert used == sources
     for placement in config["placements"].values():
-        assert {source["name"] for source in placement["sources"]} <= {*bundle.spaces, "popular", "again"}
+        assert {source["name"] for source in placement["sources"]} <= sources
         assert {cap["attribute"] for cap in placement["caps"]} <= set(bundle.catalogue.columns)
         assert all(cap["max"] <= 4 for cap in placement["caps"])
         assert placement["diversity_space"] in bundle.spaces

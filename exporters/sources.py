@@ -1,0 +1,167 @@
+"""The candidate sources of a bundle beside its spaces: tables are read, lists computed and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters.catalogue import ItemTable
+from recserve.exporters.errors import ExportError, TableError
+from recserve.exporters.item_lists import Lists, bought_together, popular_by, trending, trending_by
+from recserve.exporters.spec import BundleSpec, EventsSpec, PopularBySpec, SourcesSpec, TogetherSpec
+from recserve.exporters.tables import Table, TableColumn, read_table
+from recserve.exporters.writer import BundleWriter
+from recserve.kernels.features import MISSING_TIME, ColumnSpec, FeatureSchema
+from recserve.server.bundle import layout
+
+TOGETHER, TRENDING = "together", "trending"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Events:
+    """Events of known items.
+
+    Attributes:
+        rows: int64 [n], the item of each.
+        times_us: int64 [n].
+        codes: int32 [n] by column that popular lists need, -1 where missing.
+        left_out: how many events were of items that the catalogue lacks.
+    """
+
+    rows: NDArray[np.int64]
+    times_us: NDArray[np.int64]
+    codes: Mapping[str, NDArray[np.int32]]
+    left_out: int
+
+
+def write_sources(writer: BundleWriter, spec: BundleSpec, items: ItemTable) -> manifest_pb2.CandidateSources:
+    """Compute and write the lists of a bundle's candidate sources.
+
+    Args:
+        writer: of the bundle.
+        spec: of the bundle; its contradictions have been refused.
+        items: of the bundle.
+
+    Returns:
+        The manifest's entry.
+
+    Raises:
+        ExportError: a table does not hold what the specification says, or none of its items is in the catalogue.
+    """
+    sources = spec.sources
+    comparable = [space.name for space in spec.spaces if space.normalized]
+    entry = manifest_pb2.CandidateSources(
+        similar_space=sources.similar_space or next(iter(comparable), ""),
+        similar_items=sources.similar_items,
+        new_days=sources.new_days,
+    )
+    for described, lists in _all_lists(sources, spec.features, items):
+        for part in layout.LISTS_PARTS:
+            writer.array(layout.lists_file(described.name, part), getattr(lists, part))
+        described.lists, described.entries = len(lists.offsets) - 1, len(lists.rows)
+        entry.lists.append(described)
+    return entry
+
+
+def category_columns(schema: FeatureSchema) -> dict[str, ColumnSpec]:
+    """User and context columns by which lists can be kept; of a name that both have, the context's counts."""
+    return {column.name: column for column in (*schema.user_layout.codes, *schema.context_layout.codes)}
+
+
+def _all_lists(
+    sources: SourcesSpec, schema: FeatureSchema, items: ItemTable
+) -> Iterator[tuple[manifest_pb2.ItemLists, Lists]]:
+    """Each source's entry, without its sizes, and its lists."""
+    if sources.together is not None:
+        baskets, rows = _read_baskets(sources.together, items)
+        lists = bought_together(baskets, rows, len(items.ids), sources.together)
+        yield manifest_pb2.ItemLists(name=TOGETHER, kind=manifest_pb2.TOGETHER), lists
+    events = _read_events(sources.events, sources.popular_by, schema, items) if sources.events else None
+    if sources.trending is not None:
+        yield manifest_pb2.ItemLists(name=TRENDING, kind=manifest_pb2.TRENDING), _trending(sources, events, items)
+    for each in sources.popular_by:
+        found = _required(events)
+        sizes = [len(items.vocabularies[category_columns(schema)[name].vocabulary]) for name in each.columns]
+        codes = [found.codes[name] for name in each.columns]
+        described = manifest_pb2.ItemLists(name=each.name, kind=manifest_pb2.POPULAR_BY, columns=each.columns)
+        yield described, popular_by(found.rows, found.times_us, codes, sizes, len(items.ids), each)
+
+
+def _trending(sources: SourcesSpec, events: Events | None, items: ItemTable) -> Lists:
+    if sources.trending is None:
+        raise ValueError("no trending items are wanted")
+    if not sources.trending.column:
+        found = _required(events)
+        return trending(found.rows, found.times_us, len(items.ids), sources.trending)
+    return trending_by(items.columns[sources.trending.column][""].astype(np.float64), sources.trending)
+
+
+def _required(events: Events | None) -> Events:
+    if events is None:
+        raise ExportError("sources: trending and popular lists are made from events, and there are none")
+    return events
+
+
+def _read_baskets(spec: TogetherSpec, items: ItemTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The basket, as a number, and the item of each line whose item is known."""
+    table = read_table(spec.table, "baskets", text=(spec.basket_column, spec.item_column))
+    rows = _item_rows(table.column(spec.item_column), items)
+    column = table.column(spec.basket_column)
+    encoded = column.strings().dictionary_encode()
+    column.refuse(np.asarray(encoded.is_null()), "null")
+    baskets = np.array(encoded.indices.to_numpy(), np.int64)
+    return baskets[rows >= 0], rows[rows >= 0]
+
+
+def _read_events(spec: EventsSpec, wanted: Sequence[PopularBySpec], schema: FeatureSchema, items: ItemTable) -> Events:
+    names = list(dict.fromkeys(name for each in wanted for name in each.columns))
+    table = read_table(spec.table, "events", text=(spec.item_column, spec.user_column, *names))
+    rows = _item_rows(table.column(spec.item_column), items)
+    known = rows >= 0
+    times = table.column(spec.time_column)
+    times_us = times.times()
+    times.refuse(times_us == MISSING_TIME, "missing")
+    users = _Users(spec, table, names)
+    columns = category_columns(schema)
+    codes = {name: users.codes(name, items.vocabularies[columns[name].vocabulary])[known] for name in names}
+    return Events(rows[known], times_us[known], codes, int((~known).sum()))
+
+
+class _Users:
+    """Values by event: of the events themselves, or of their users."""
+
+    def __init__(self, spec: EventsSpec, events: Table, names: Sequence[str]) -> None:
+        self._spec = spec
+        self._events = events
+        joined = [name for name in names if name not in events.data.column_names]
+        if joined and spec.users is None:
+            raise TableError(f"{events.name}: there is no column {joined[0]!r}: add it, or name the users' table")
+        self._users = None
+        if joined and spec.users is not None:
+            self._users = read_table(spec.users, "users", text=(spec.users_id_column, *joined))
+            ids = self._users.column(spec.users_id_column).strings()
+            found = pc.index_in(events.column(spec.user_column).strings(), value_set=ids)
+            self._rows = np.array(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+
+    def codes(self, name: str, values: Sequence[str]) -> NDArray[np.int32]:
+        """int32 [events]; -1 where the value is missing or the user unknown."""
+        if name in self._events.data.column_names:
+            return self._events.column(name).codes(values)
+        if self._users is None:
+            raise TableError(f"{self._events.name}: there is no column {name!r}")
+        of_users = self._users.column(name).codes(values)
+        return np.where(self._rows >= 0, of_users[self._rows], np.int32(-1)).astype(np.int32)
+
+
+def _item_rows(column: TableColumn, items: ItemTable) -> NDArray[np.int64]:
+    """Rows of the items, -1 where the catalogue lacks them: catalogues change."""
+    found = pc.index_in(column.strings(), value_set=items.ids)
+    rows = np.array(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+    if not (rows >= 0).any():
+        raise TableError(f"{column.what}: none of the items is in the catalogue")
+    return rows
