@@ -149,6 +149,20 @@ def _check_space(space: manifest_pb2.Space, files: ArtifactFiles) -> None:
             _check_tower(f"{field}.{tower}", getattr(space, tower), files)
 
 
+def _check_index(field: str, index: manifest_pb2.Index) -> None:
+    """Its parameters and arrays are checked where it is searched."""
+    if not (0.0 <= index.recall_target <= 1.0 and 0.0 <= index.recall_low <= 1.0):
+        found = [index.recall_target, index.recall_low]
+        raise mismatch("a recall is a share", f"{field}.recall_target, recall_low", "0 to 1", found)
+    if index.recall_low < index.recall_target:
+        raise mismatch(
+            "the index does not reach its own target: export it again",
+            f"{field}.recall_low",
+            f"at least {index.recall_target}",
+            index.recall_low,
+        )
+
+
 def _check_sources(manifest: manifest_pb2.Manifest) -> None:
     """Candidate sources have names of their own and what they need of the rest."""
     sources = manifest.candidate_sources
@@ -192,20 +206,6 @@ def _check_list_columns(
         sizes = [len(vocabularies[columns[name].vocabulary]) for name in lists.columns]
         if lists.lists != math.prod(sizes) + 1:
             raise mismatch("a source has another number of lists", f"{field}.lists", math.prod(sizes) + 1, lists.lists)
-
-
-def _check_index(field: str, index: manifest_pb2.Index) -> None:
-    """Its parameters and arrays are checked where it is searched."""
-    if not (0.0 <= index.recall_target <= 1.0 and 0.0 <= index.recall_low <= 1.0):
-        found = [index.recall_target, index.recall_low]
-        raise mismatch("a recall is a share", f"{field}.recall_target, recall_low", "0 to 1", found)
-    if index.recall_low < index.recall_target:
-        raise mismatch(
-            "the index does not reach its own target: export it again",
-            f"{field}.recall_low",
-            f"at least {index.recall_target}",
-            index.recall_low,
-        )
 
 
 def _check_tower(field: str, tower: manifest_pb2.Tower, files: ArtifactFiles) -> None:

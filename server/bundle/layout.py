@@ -55,16 +55,6 @@ COLUMN_PARTS: Final[dict[int, dict[str, np.dtype[np.generic]]]] = {
 }
 """By column type: its parts with their dtypes; the part "" stands for the column's only file."""
 
-LISTS_PARTS: Final[dict[str, np.dtype[np.generic]]] = {
-    "offsets": np.dtype("<i8"),
-    "rows": np.dtype("<i4"),
-    "scores": np.dtype("<f4"),
-}
-"""The parts of a candidate source's lists with their dtypes."""
-
-SOURCE_NAMES: Final = frozenset({"popular", "again", "similar", "new", "popular_in_category"})
-"""Candidate sources that bundles have without lists; neither spaces nor lists may take these names."""
-
 INDEX_PARTS: Final[dict[str, tuple[np.dtype[np.generic], int]]] = {
     "projection": (np.dtype("<f4"), 2),
     "centroids": (np.dtype("<f4"), 3),
@@ -74,6 +64,16 @@ INDEX_PARTS: Final[dict[str, tuple[np.dtype[np.generic], int]]] = {
     "codes": (np.dtype("<u1"), 3),
 }
 """The arrays of an IVF_PQ4 index with their dtypes and numbers of dimensions; see `recserve.kernels.ivf`."""
+
+LISTS_PARTS: Final[dict[str, np.dtype[np.generic]]] = {
+    "offsets": np.dtype("<i8"),
+    "rows": np.dtype("<i4"),
+    "scores": np.dtype("<f4"),
+}
+"""The parts of a candidate source's lists with their dtypes."""
+
+SOURCE_NAMES: Final = frozenset({"popular", "again", "similar", "new", "popular_in_category"})
+"""Candidate sources that bundles have without lists; neither spaces nor lists may take these names."""
 
 NAME_RULE: Final = operations.NAME_RULE
 
@@ -103,14 +103,14 @@ def space_file(space: str, name: str) -> str:
     return f"spaces/{space}/{name}"
 
 
-def lists_file(source: str, part: str) -> str:
-    """The file of one part (offsets, rows, scores) of a candidate source's lists."""
-    return f"sources/{source}/{part}.npy"
-
-
 def index_file(space: str, part: str) -> str:
     """The file of one part of a space's IVF_PQ4 index."""
     return space_file(space, f"index/{part}.npy")
+
+
+def lists_file(source: str, part: str) -> str:
+    """The file of one part (offsets, rows, scores) of a candidate source's lists."""
+    return f"sources/{source}/{part}.npy"
 
 
 def check_relative(path: str, *, manifest: str) -> None:
