@@ -209,11 +209,11 @@ def _is_tree(tree: Tree, leaves: int, features: int) -> bool:
         {len(array) for array in arrays} == {leaves - 1}
         and bool(((tree.features >= 0) & (tree.features < features)).all())
         and bool(((tree.decisions >= 0) & (tree.decisions <= _LARGEST_DECISION)).all())
-        and _reaches_each_once(tree.left.tolist(), tree.right.tolist())
+        and reaches_each_once(tree.left.tolist(), tree.right.tolist())
     )
 
 
-def _reaches_each_once(left: Sequence[int], right: Sequence[int]) -> bool:
+def reaches_each_once(left: Sequence[int], right: Sequence[int]) -> bool:
     """Whether one way leads from the root to each node and each leaf, and nowhere else."""
     nodes = len(left)
     waiting = [0 if nodes else ~0]

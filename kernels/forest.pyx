@@ -45,6 +45,9 @@ cdef extern from "forest.h" nogil:
         const float* leaves32
         const uint16_t* leaf_words32
         const int64_t* output_bounds
+        const double* initials
+        const double* divisors
+        const uint8_t* singles
     ctypedef struct forest_scratch_t:
         uint8_t* bins
         uint64_t* masks
@@ -201,6 +204,9 @@ cdef class Forest:
             leaves32=<const float*>address(self.derived[5]),
             leaf_words32=<const uint16_t*>address(self.derived[6]),
             output_bounds=<const int64_t*>address(arrays["output_bounds"]),
+            initials=<const double*>address(arrays["initials"]),
+            divisors=<const double*>address(arrays["divisors"]),
+            singles=<const uint8_t*>address(arrays["singles"]),
         )
 
     cdef Scratch take(self):

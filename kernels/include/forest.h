@@ -4,12 +4,12 @@
  *   masks       bits [slots, rows]       slot 0: none, slot 1: all, then one slot for each condition, then temporaries
  *   program     of each piece: temporary i = c ? a : b, where c, a and b are earlier slots, bit by bit
  *   planes      of each piece: the slots that hold bit 0 … 5 of each row's leaf number
- *   margins     the leaves' values, added in the order of the pieces, each sum rounded to double
+ *   margins     an output's initial value and its leaves' values, added in the order of the pieces, each sum rounded to
+ *               double, or to float for outputs that are `singles`; the last sum is divided by the output's divisor
  *
  * A condition tells bins that go left from bins that do not, either as a range, (uint8)(bin - low) <= width, which may
  * wrap around and so include NaN, or as a set of 256 bits. A piece is a tree, or one of the parts into which a tree of
- * more than 64 leaves is cut; rows that end in another part get the value +0.0. Sums start at +0.0 and therefore never
- * become -0.0, so adding +0.0 changes no bit.
+ * more than 64 leaves is cut; rows that end in another part get the value -0.0, whose addition changes no bit.
  */
 #ifndef RECSERVE_FOREST_H
 #define RECSERVE_FOREST_H
@@ -58,7 +58,10 @@ typedef struct {
     const float *leaves32; /* leaves rounded to float32 */
     const uint16_t *leaf_words32; /* [pieces, 2, 64]: their words */
     const int64_t *output_bounds; /* [outputs + 1] into the pieces */
+    const double *initials, *divisors; /* [outputs] */
+    const uint8_t *singles; /* [outputs]: whether leaves and sums are float32 */
 } forest_t;
+
 
 /* Scratch of one call, for blocks of up to FOREST_MAX_ROWS rows; every part starts on a cache line. */
 typedef struct {
@@ -145,20 +148,25 @@ static inline unsigned forest_bit(const uint64_t *masks, const uint32_t *ops, ui
     return (unsigned)(masks[slot] >> row & 1);
 }
 
+/* sum + a leaf of the pieces, rounded to the type of output k's sums. */
+static inline double forest_add(const forest_t *forest, ptrdiff_t k, double sum, int64_t leaf) {
+    return forest->singles[k] ? (double)((float)sum + forest->leaves32[leaf]) : sum + forest->leaves[leaf];
+}
+
 /* Margins of a few rows, by forest_bit: cheaper than whole programs for up to FOREST_FEW_ROWS. */
 static void forest_few_margins(const forest_t *forest, const uint64_t *masks, ptrdiff_t n, double *out) {
     const uint32_t first = (uint32_t)(FOREST_FIRST_CONDITION + forest->ranges + forest->sets);
     for (int row = 0; row < n; row++)
         for (ptrdiff_t k = 0; k < forest->outputs; k++) {
-            double sum = 0;
+            double sum = forest->initials[k];
             for (int64_t piece = forest->output_bounds[k]; piece < forest->output_bounds[k + 1]; piece++) {
                 const uint32_t *ops = forest->ops + 3 * forest->op_bounds[piece];
                 const uint32_t *planes = forest->planes + piece * FOREST_PLANES;
                 unsigned leaf = 0;
                 for (int p = 0; p < FOREST_PLANES; p++) leaf |= forest_bit(masks, ops, first, planes[p], row) << p;
-                sum += forest->leaves[piece * FOREST_LEAVES + leaf];
+                sum = forest_add(forest, k, sum, piece * FOREST_LEAVES + leaf);
             }
-            out[row * forest->outputs + k] = sum;
+            out[row * forest->outputs + k] = sum / forest->divisors[k];
         }
 }
 

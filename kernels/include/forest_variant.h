@@ -411,10 +411,20 @@ FOREST_INLINE void FOREST_NAME(number_batch)(const forest_t *forest, const fores
     }
 }
 
+FOREST_INLINE void FOREST_NAME(start_sums)(double *sums, double initial, int single, const ptrdiff_t groups) {
+    for (int row = 0; row < 64 * groups; row++)
+        if (single)
+            ((float *)sums)[row] = (float)initial;
+        else
+            sums[row] = initial;
+}
+
 FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const forest_scratch_t *scratch,
-                                              const ptrdiff_t groups, ptrdiff_t n, const int single, double *out) {
+                                              const ptrdiff_t groups, ptrdiff_t n, const int all_single, double *out) {
     for (ptrdiff_t k = 0; k < forest->outputs; k++) {
-        memset(scratch->sums, 0, (size_t)groups * 64 * sizeof(double));
+        const int single = all_single || forest->singles[k];
+        const double divisor = forest->divisors[k];
+        FOREST_NAME(start_sums)(scratch->sums, forest->initials[k], single, groups);
         const ptrdiff_t end = forest->output_bounds[k + 1];
         for (ptrdiff_t first = forest->output_bounds[k]; first < end; first += FOREST_BATCH) {
             const ptrdiff_t count = end - first < FOREST_BATCH ? end - first : FOREST_BATCH;
@@ -431,21 +441,21 @@ FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const fore
             else
                 FOREST_NAME(unravel)(scratch->sums + start, rows);
             const ptrdiff_t size = n - start < 64 ? n - start : 64;
-            for (ptrdiff_t i = 0; i < size; i++) out[(start + i) * forest->outputs + k] = rows[i];
+            for (ptrdiff_t i = 0; i < size; i++) out[(start + i) * forest->outputs + k] = rows[i] / divisor;
         }
     }
 }
 
 FOREST_INLINE void FOREST_NAME(any_margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups,
-                                            ptrdiff_t n, const int single, double *out) {
+                                            ptrdiff_t n, const int all_single, double *out) {
     switch (groups) {
 #if FOREST_LEVEL == 2
-        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, n, single, out); break;
+        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, n, all_single, out); break;
 #endif
 #if FOREST_LEVEL >= 1
-        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, n, single, out); break;
+        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, n, all_single, out); break;
 #endif
-        default: FOREST_NAME(block_margins)(forest, scratch, 1, n, single, out);
+        default: FOREST_NAME(block_margins)(forest, scratch, 1, n, all_single, out);
     }
 }
 
