@@ -32,10 +32,11 @@ def compile_forest(*models: Model) -> Forest:
         models: all over the same columns. Each is one of
 
             - a LightGBM booster, which counts as far as its best iteration, as in its own `predict`;
-            - an XGBoost booster, or an estimator of its scikit-learn interface, which counts as far as its best iteration;
+            - an XGBoost booster, or an estimator of its scikit-learn interface as far as its best iteration;
             - a scikit-learn RandomForest, ExtraTrees, GradientBoosting or HistGradientBoosting estimator;
             - a `treelite.Model` of XGBoost or scikit-learn origin;
-            - a file (os.PathLike) of LightGBM text, XGBoost JSON or UBJ, or a Treelite checkpoint; or a LightGBM text (str).
+            - a file (os.PathLike) of LightGBM text, XGBoost JSON or UBJ, or a Treelite checkpoint;
+            - a LightGBM text (str).
 
     Returns:
         a forest whose outputs are the models', one after another, with the bits of the library that trained it:
@@ -78,9 +79,7 @@ def compile_sources(sources: Sequence[SourceForest]) -> Forest:
     return _assemble(features.pop(), conditions, pieces, output_bounds, sources)
 
 
-def _pieces(
-    source: SourceForest, output: Output, conditions: Conditions, node_bounds: Sequence[int]
-) -> list[Piece]:
+def _pieces(source: SourceForest, output: Output, conditions: Conditions, node_bounds: Sequence[int]) -> list[Piece]:
     """The programs of an output's trees."""
     pieces: list[Piece] = []
     for number, values in output.trees:

@@ -79,7 +79,7 @@ def join_nodes(parts: Sequence[Nodes]) -> Nodes:
 def single_threshold(thresholds: NDArray[np.float32]) -> NDArray[np.float64]:
     """The largest double that rounds to no more than each float32: float32(x) <= t is x <= this.
 
-    Half way to the next float32 it is rounded to the one whose last bit is 0. Beyond the largest float32, the next would
+    Half way to the next float32 it is rounded to the one whose last bit is 0. After the largest float32, the next would
     be 2**128.
     """
     following = np.nextafter(thresholds, np.float32(np.inf))

@@ -1,9 +1,9 @@
 """Whether a compiled forest answers as its source model does, bit for bit, where answers are likely to part.
 
 Each verification row draws every feature from that feature's own special values: its thresholds as float32 with the
-neighbours to both sides, the categories of its sets with their neighbours, and what decisions treat specially (missing,
-infinite, zero of either sign, next to LightGBM's zero threshold, fractions and negatives as categories). Further rows are
-drawn at random from the range of the thresholds and categories.
+neighbours to both sides, the categories of its sets with their neighbours, and what decisions treat specially
+(missing, infinite, zero of either sign, next to LightGBM's zero threshold, fractions and negatives as categories).
+Further rows are drawn at random from the range of the thresholds and categories.
 """
 
 from __future__ import annotations
@@ -119,6 +119,6 @@ def _difference(
 ) -> str:
     first = differing[0]
     return (
-        f"does not answer as {source} does: {len(differing)} of {len(rows)} verification rows differ, for the first {source}'s raw score is "
-        f"{expected[first]} and the forest's {found[first]}, features {rows[first].tolist()}"
+        f"does not answer as {source} does: {len(differing)} of {len(rows)} verification rows differ, for the first "
+        f"{source}'s raw score is {expected[first]} and the forest's {found[first]}, features {rows[first].tolist()}"
     )

@@ -1,8 +1,8 @@
 """What a forest says, whatever library trained it: the one form that `exporters.forest` compiles.
 
-    LightGBM's model text ─ lightgbm_forest ─┐
-                                             ├ SourceForest ─ forest ─ kernels.Forest
-    Treelite's model ─────── treelite_forest ┘
+LightGBM's model text ─ lightgbm_forest ─┐
+                                         ├ SourceForest ─ forest ─ kernels.Forest
+Treelite's model ─────── treelite_forest ┘
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def notes_discarded() -> Iterator[None]:
-    """Keep the remarks of Treelite and TL2cgen off the terminal: they print, and write to the descriptor of standard error.
+    """Keep the remarks of Treelite and TL2cgen off the terminal: they print, and write to file descriptor 2.
 
     What goes wrong in them comes as an exception.
     """

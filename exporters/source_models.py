@@ -5,8 +5,8 @@
     scikit-learn    forests, (hist) gradient boosting  Treelite's, with what it drops      kept as a Treelite checkpoint
     Treelite        Model, checkpoint                  itself                              kept as a Treelite checkpoint
 
-`SourceModel.margins` is the oracle of whatever was compiled: the library that trained the model, or, where only Treelite's
-model is at hand, the leaves that Treelite's predictor finds, added as that library adds them
+`SourceModel.margins` is the oracle of whatever was compiled: the library that trained the model, or, where only
+Treelite's model is at hand, the leaves that Treelite's predictor finds, added as that library adds them
 (`treelite_forest.TreeliteForest.margins`). Some libraries refuse rows that the server may meet (XGBoost infinities,
 scikit-learn's gradient boosting NaN); the answer to those is Treelite's as well.
 """
@@ -19,9 +19,8 @@ import json
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,7 +218,8 @@ class TreeliteModel(SourceModel):
         found = self.treelite.margins(rows)
         accepted = self._accepted(rows)
         if accepted.any():
-            found[accepted] = self._answers(np.ascontiguousarray(rows[accepted])).reshape(-1, found.shape[1])
+            answers = self._answers(rows[accepted])
+            found[accepted] = answers.reshape(-1, found.shape[1])
         return found
 
     def gains(self) -> NDArray[np.float64]:
@@ -250,7 +250,7 @@ class XGBoostModel(TreeliteModel):
         self.booster = booster
         super().__init__(_from_xgboost(booster))
         self.source = "XGBoost"
-        self.content = bytes(booster.save_raw("ubj")) if content is None else content  # type: ignore[misc]
+        self.content = bytes(booster.save_raw("ubj")) if content is None else content
         if _is_json(self.content):
             self.suffix = ".json"
 
@@ -260,13 +260,14 @@ class XGBoostModel(TreeliteModel):
         return tuple(self.booster.feature_names or ())
 
     @functools.cached_property
-    def objective(self) -> str:  # type: ignore[override]  # computed when asked for
+    def objective(self) -> str:
         """Such as "rank:ndcg"."""
         return str(json.loads(self.booster.save_config())["learner"]["objective"]["name"])
 
     def _accepted(self, rows: Rows) -> NDArray[np.bool_]:
         with np.errstate(over="ignore"):
-            return ~np.isinf(rows.astype(np.float32)).any(axis=1)
+            infinities = np.isinf(rows.astype(np.float32))
+        return np.logical_not(infinities.any(axis=1))
 
     def _answers(self, rows: Rows) -> NDArray[np.float64]:
         import xgboost  # noqa: PLC0415  optional, and slow to import
@@ -300,7 +301,7 @@ class SklearnModel(TreeliteModel):
         with np.errstate(over="ignore"):
             single = rows.astype(np.float32)
         refused = np.isinf(single) if not name.startswith("Gradient") else ~np.isfinite(single)
-        return ~refused.any(axis=1)
+        return np.logical_not(refused.any(axis=1))
 
     def _answers(self, rows: Rows) -> NDArray[np.float64]:
         model = self.estimator
@@ -342,18 +343,20 @@ def open_model(model: Model) -> SourceModel:
         except OSError as error:
             raise ExportError(f"the model file cannot be read: {error}") from error
         return read_model(content)
+    found: Any = model
     match _library_of(model):
         case "lightgbm":
-            booster = getattr(model, "booster_", model)
+            booster = getattr(found, "booster_", found)
             return LightGBMModel(booster.model_to_string().encode())
         case "xgboost":
             return XGBoostModel(_booster_of(model))
         case "sklearn":
             return SklearnModel(model)
         case "treelite":
-            return TreeliteModel(model)
+            return TreeliteModel(found)
     raise ExportError(
-        f"{type(model).__module__}.{type(model).__qualname__} is no model of LightGBM, XGBoost, scikit-learn or Treelite"
+        f"expected a model of LightGBM, XGBoost, scikit-learn or Treelite, found a {type(model).__module__}."
+        f"{type(model).__qualname__}"
     )
 
 
@@ -406,8 +409,8 @@ def _is_json(content: bytes) -> bool:
 def _booster_of(model: Any) -> xgboost.Booster:
     """Of an estimator: as far as its own `predict` goes."""
     if not hasattr(model, "get_booster"):
-        return model  # type: ignore[no-any-return]
-    booster = model.get_booster()
+        return cast("xgboost.Booster", model)
+    booster: xgboost.Booster = model.get_booster()
     best = booster.attr("best_iteration")
     return booster if best is None else booster[: int(best) + 1]
 
@@ -429,9 +432,12 @@ def _load_xgboost(content: bytes) -> xgboost.Booster:
 def _from_xgboost(booster: xgboost.Booster) -> treelite.Model:
     """Treelite's reading, with XGBoost's own base score."""
     import treelite  # noqa: PLC0415  slow to import
+    import xgboost  # noqa: PLC0415  optional, and slow to import
 
-    if not booster.num_features():
-        raise ExportError("the XGBoost model has no features: train it before it is exported")
+    try:
+        booster.num_features()
+    except xgboost.core.XGBoostError as error:
+        raise ExportError("the XGBoost model has no features: train it before it is exported") from error
     config = json.loads(booster.save_config())["learner"]
     if config["gradient_booster"]["name"] == "gblinear":
         raise ExportError("the XGBoost model is linear (booster=gblinear), not a forest: train with gbtree or dart")
@@ -475,7 +481,7 @@ def _base_margins(booster: xgboost.Booster) -> NDArray[np.float64]:
 
 
 def _complete(estimator: Any) -> Any:
-    """A fitted estimator that says how many trees it has, which early stopping changes, and adds them in their order."""
+    """A fitted estimator that says how many trees early stopping left it, and adds them in their order."""
     from sklearn.exceptions import NotFittedError  # noqa: PLC0415  slow to import
     from sklearn.utils.validation import check_is_fitted  # noqa: PLC0415
 
@@ -496,6 +502,11 @@ def _from_sklearn(estimator: Any) -> treelite.Model:
     import treelite.sklearn  # noqa: PLC0415  slow to import
 
     name = type(estimator).__name__
+    if np.any(getattr(estimator, "is_categorical_", None)):
+        raise ExportError(
+            f"the scikit-learn {name} has categorical features: it takes unseen categories for missing, which Treelite "
+            "does not hold; train it without categorical_features, or train with LightGBM or XGBoost"
+        )
     try:
         with notes_discarded():
             model = treelite.sklearn.import_model(estimator)
@@ -546,8 +557,3 @@ def _load_treelite(content: bytes) -> treelite.Model:
             return treelite.Model.deserialize_bytes(content)
     except treelite.TreeliteError as error:
         raise ExportError(f"Treelite cannot load the model: {error}") from error
-
-
-def models_of(root: Path, entries: Mapping[str, str]) -> dict[str, SourceModel]:
-    """The models in a bundle's directory: by objective, from their files."""
-    return {objective: open_model(root / file) for objective, file in entries.items()}

@@ -3,11 +3,11 @@
 Treelite holds what XGBoost and scikit-learn decide; how they add leaves up follows from where the model comes from:
 
     float32 leaves (XGBoost)       inputs, leaves and sums are float32; a sum begins with the base score
-    float64 leaves (scikit-learn)  sums are float64; boosting begins with the initial prediction, forests divide by their
-                                   trees at the end; inputs are rounded to float32, but for histogram gradient boosting
+    float64 leaves (scikit-learn)  sums are float64; boosting begins with the initial prediction, forests divide by
+                                   their trees at the end; inputs are rounded to float32, but for histogram boosting
 
-Treelite's own predictor, GTIL, finds the same leaves and adds the base score last, which ends in other bits; so `margins`
-takes the leaves from GTIL and adds them in the source library's order.
+Treelite's own predictor, GTIL, finds the same leaves and adds the base score last, which ends in other bits; so
+`margins` takes the leaves from GTIL and adds them in the source library's order.
 
 Models that `exporters.source_models` converted carry a note of it in their attributes. Others may be LightGBM's, whose
 meaning Treelite does not hold completely; see `_check_origin`.
@@ -72,7 +72,7 @@ def read_note(model: treelite.Model) -> Note | None:
 
 
 def _attributes(model: treelite.Model) -> dict[str, Any]:
-    return dict(json.loads(model.get_header_accessor().get_field("attributes") or "{}"))
+    return dict(json.loads(str(model.get_header_accessor().get_field("attributes")) or "{}"))
 
 
 class TreeliteForest:
@@ -214,7 +214,9 @@ class TreeliteForest:
         sets[categorical] = np.arange(int(categorical.sum()))
         return Nodes(
             features=join("features", np.int64),
-            thresholds=np.where(categorical, 0.0, self._thresholds(join("thresholds", np.float64), join("cmp", np.int64))),
+            thresholds=np.where(
+                categorical, 0.0, self._thresholds(join("thresholds", np.float64), join("cmp", np.int64))
+            ),
             nan_left=join("default_left", np.bool_) != join("swapped", np.bool_),
             zero=np.full(len(categorical), ZERO_AS_IS),
             sets=sets,
@@ -241,8 +243,8 @@ class TreeliteForest:
             raise ExportError("the model has several targets of several classes each: train a model for each target")
         if self.single and self._averages:
             raise ExportError(
-                "the model averages trees of float32 leaves, which neither XGBoost nor scikit-learn does, so the order of "
-                "its sums is not known"
+                "the model averages trees of float32 leaves, which neither XGBoost nor scikit-learn does, so the order "
+                "of its sums is not known"
             )
         if not np.isfinite(self._initials()).all() or len(self._initials()) != self.outputs:
             raise ExportError(f"the model has no finite base score for each of its {self.outputs} outputs")
@@ -263,8 +265,8 @@ class TreeliteForest:
         if not self._field("base_scores").any() or any(tree.categorical.any() for tree in self._trees):
             raise ExportError(
                 "the Treelite model may come from LightGBM, whose missing values and categories it does not hold "
-                "exactly: give the LightGBM model itself; a model of scikit-learn's histogram gradient boosting must be "
-                "converted by recserve.exporters.source_models.to_treelite"
+                "exactly: give the LightGBM model itself; a model of scikit-learn's histogram gradient boosting must "
+                "be converted by recserve.exporters.source_models.to_treelite"
             )
 
     def _problems(self, tree: _Tree) -> Iterator[str]:
@@ -373,9 +375,9 @@ class _Tree:
 
     def value_of(self, nodes: Array, column: int) -> Array:
         """The values of some leaves."""
-        if not len(self.vectors):
-            return self.values[nodes]
-        return self.vectors[self.vector_bounds[nodes, 0] + column]
+        wide = len(self.vectors) > 0
+        found: Array = self.vectors[self.vector_bounds[nodes, 0] + column] if wide else self.values[nodes]
+        return found
 
     def category_sets(self) -> Iterator[Array]:
         """Of each category node, ascending."""

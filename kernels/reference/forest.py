@@ -59,9 +59,9 @@ class Forest:
         margins = np.empty((len(bins), len(bounds) - 1))
         for output, (start, end) in enumerate(itertools.pairwise(bounds)):
             dtype = np.float32 if self.arrays["singles"][output] else np.float64
-            sums = np.full(len(bins), self.arrays["initials"][output], dtype)
+            sums: NDArray[np.floating] = np.full(len(bins), self.arrays["initials"][output], dtype)
             for piece in range(start, end):
-                sums += self.arrays["leaves"][piece, self._numbers(conditions, piece)].astype(dtype)
+                sums = sums + self.arrays["leaves"][piece, self._numbers(conditions, piece)].astype(dtype)
             margins[:, output] = sums.astype(np.float64) / self.arrays["divisors"][output]
         return margins
 
