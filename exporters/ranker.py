@@ -77,6 +77,7 @@ def _compile(
     model = open_model(spec.model)
     if isinstance(model, LightGBMModel):
         check_ranker(model.text)
+    _ = model.ranking_output  # refuses models that have several
     _check_features(model, feature_names)
     calibration = _calibration(spec, model)  # before the compiler: it takes the longest
     directory.mkdir(parents=True, exist_ok=True)
