@@ -99,8 +99,8 @@ def test_progress_and_report_name_every_part(complete: Any) -> None:
         "item tower of ann",
         "given vectors of als",
         "given vectors of content",
-        "ranker click",
-        "ranker purchase",
+        "tl2cgen click",
+        "tl2cgen purchase",
         "bit-sliced forests",
         "whole bundle",
     ]
