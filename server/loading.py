@@ -47,7 +47,7 @@ def load_pipeline(source: BundleSettings, settings: Settings, *, every_item: boo
     Args:
         source: the bundle.
         settings: all of them.
-        every_item: recompute what the forests store of all items, which takes a second a million; not of a sample.
+        every_item: recompute what the forests store of all items, not of a sample; time grows with the catalogue.
 
     Raises:
         LoadError: the bundle cannot be used.

@@ -1,7 +1,7 @@
 """Item features as the bins of a forest: computed once at export, and again to see that a bundle's are the right ones.
 
 Wrong bins would be wrong scores with nothing else amiss, and a bundle's checksums only say that nobody changed them.
-Loading recomputes those of SAMPLE items, spread over the catalogue: milliseconds, whatever its size, and any mistake
+Loading recomputes those of SAMPLE items, spread over the catalogue, at the same cost whatever its size, and any mistake
 that is not confined to a few items shows. `recserve check` and `recserve-export verify` recompute all of them.
 """
 
