@@ -18,23 +18,22 @@ CONVERGED = 1e-12
 """Of the gradient, relative to the number of rows."""
 
 
-def model_calibration(objective: str) -> Calibration:
-    """The sigmoid of a binary model, as its text gives it: relevance is then LightGBM's predicted probability.
+def model_calibration(sigmoid: float | None, objective: str) -> Calibration:
+    """The sigmoid of a binary model: relevance is then the probability that the model predicts.
 
     Args:
-        objective: of the model text, such as "binary sigmoid:1".
+        sigmoid: its slope; None: the model has none.
+        objective: what the model was trained for, empty where that is unknown.
 
     Raises:
         ExportError: the model is not binary, or its slope is not positive.
     """
-    name, *parameters = objective.split() or [""]
-    values = dict(parameter.partition(":")[::2] for parameter in parameters)
-    if name != "binary" or "sigmoid" not in values:
+    if sigmoid is None:
         raise ExportError(
             f'calibration "model" needs a binary model, whose sigmoid it takes; this one has objective '
-            f'{name or "none (custom)"!r}: pass calibration "platt" or "isotonic" with calibration_data'
+            f'{objective or "none (custom)"!r}: pass calibration "platt" or "isotonic" with calibration_data'
         )
-    return _checked(Calibration(kind=CalibrationKind.SIGMOID, x=[float(values["sigmoid"]), 0.0]))
+    return _checked(Calibration(kind=CalibrationKind.SIGMOID, x=[sigmoid, 0.0]))
 
 
 def fit_calibration(kind: str, margins: NDArray[np.float64], labels: NDArray[np.float64]) -> Calibration:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,8 @@ from recserve.exporters.consistency import check_spec, source_files
 from recserve.exporters.evaluate import evaluate
 from recserve.exporters.evaluation.results import NDCG
 from recserve.exporters.golden import golden_files, latest_event, make_golden, snapshot_users
-from recserve.exporters.oracle import load_boosters
-from recserve.exporters.ranker import compile_ranker
+from recserve.exporters.oracle import load_models
+from recserve.exporters.ranker import CompiledRanker, compile_ranker
 from recserve.exporters.report import Check, ExportReport
 from recserve.exporters.report_page import REPORT_FILE, render_page
 from recserve.exporters.snapshot import export_snapshot
@@ -41,7 +41,7 @@ from recserve.server.bundle.snapshot import Snapshot, open_snapshot
 from recserve.server.pipeline.golden_set import REQUESTS_FILE, STAGES_FILE, GoldenSet
 from recserve.server.pipeline.host import this_host
 from recserve.server.pipeline.pipeline import Pipeline, open_engines, open_pipeline
-from recserve.server.pipeline.ranker import ENGINES
+from recserve.server.pipeline.ranker import ENGINES, has_engine
 from recserve.server.pipeline.towers import TowerUsers
 from recserve.server.pipeline.types import UserState, no_rows
 
@@ -124,9 +124,10 @@ class _Export:
         with self._step("candidate sources"):
             self._write_sources(manifest, items)
         with self._step("rankers"):
-            self._write_rankers(manifest)
-            if manifest.forests:
-                self._write_forest_set(manifest, items)
+            rankers = self._compile_rankers()
+            manifest.forests.extend(ranker.forest for ranker in rankers)
+            if rankers:
+                self._write_forest_set(manifest, items, rankers)
         with self._step("golden requests"):
             bundle, golden = self._write_golden(manifest)
         if self._spec.evaluation is not None and self._snapshot is not None:
@@ -206,8 +207,9 @@ class _Export:
         for each in manifest.candidate_sources.lists:
             self._check(f"source {each.name}", "its table", f"{each.entries:,} entries in {each.lists:,} lists")
 
-    def _write_rankers(self, manifest: Manifest) -> None:
+    def _compile_rankers(self) -> list[CompiledRanker]:
         names = self._spec.features.names
+        rankers = []
         for each in self._spec.rankers:
             task = self._progress.add_task(f"  compile ranker {each.objective}", total=None)
 
@@ -216,16 +218,22 @@ class _Export:
 
             ranker = compile_ranker(each, names, self._writer.root / "ranker", on_progress=advance)
             self._progress.remove_task(task)
-            manifest.forests.append(ranker.forest)
-            what = f"LightGBM's margins on {ranker.rows_verified:,} rows"
-            self._check(f"ranker {each.objective}", what, "equal bit for bit")
+            rankers.append(ranker)
+            if ranker.library:
+                what = f"{ranker.source.source}'s margins on {ranker.rows_verified:,} rows"
+                self._check(f"tl2cgen {each.objective}", what, "equal bit for bit")
+            elif ranker.no_library:
+                self._check(f"tl2cgen {each.objective}", ranker.no_library, "no library, bitsliced only")
+        return rankers
 
-    def _write_forest_set(self, manifest: Manifest, items: ItemTable) -> None:
+    def _write_forest_set(self, manifest: Manifest, items: ItemTable, rankers: Sequence[CompiledRanker]) -> None:
         arrays = ItemArrays(features=items.features, times=items.times, vectors={})
         cardinalities = {name: len(values) for name, values in items.vocabularies.items()}
-        entry, rows = write_forest_set(self._writer, manifest.forests, self._spec.features, cardinalities, arrays)
+        models = {ranker.forest.objective: ranker.source for ranker in rankers}
+        entry, rows = write_forest_set(self._writer, models, self._spec.features, cardinalities, arrays)
         manifest.forest_set.CopyFrom(entry)
-        self._check("bit-sliced forests", f"LightGBM's margins on {rows:,} rows", "equal bit for bit")
+        sources = " and ".join(dict.fromkeys(model.source for model in models.values()))
+        self._check("bit-sliced forests", f"margins of {sources} on {rows:,} rows", "equal bit for bit")
 
     def _write_golden(self, manifest: Manifest) -> tuple[Bundle, GoldenSet]:
         """What was written, opened for the first time."""
@@ -265,13 +273,13 @@ class _Export:
     def _finish(self, manifest: Manifest, bundle: Bundle, golden: GoldenSet) -> None:
         def check(root: Path) -> None:
             written = open_bundle(root)
-            for engine in ENGINES:
+            for engine in (each for each in ENGINES if has_engine(manifest, each)):
                 open_pipeline(written, ranker_engine=engine, allow_native_code=True)
 
         against = "the source models, stage by stage, by a pipeline over reference code"
         self._check("whole bundle", against, f"{manifest.golden.requests} golden requests answered")
-        boosters = load_boosters(self._writer.root, manifest.forests)
-        self._writer.text(REPORT_FILE, render_page(self._report, bundle, golden, boosters))
+        models = load_models(self._writer.root, manifest.forests)
+        self._writer.text(REPORT_FILE, render_page(self._report, bundle, golden, models))
         self._writer.commit(manifest, check)
 
     def _trial_users(self, snapshot: Snapshot) -> TowerUsers:

@@ -2,7 +2,8 @@
 
 A numeric node sends a row left where `value <= threshold`; what a library compares otherwise is brought to that form
 first (`x < t` is `x <= the number below t`). A category node sends it left where the value, truncated towards zero, is
-in a set. Both only ask between which thresholds a value lies:
+in a set. Both only ask between which thresholds a value lies, and so does a library that rounds its inputs to float32:
+`float32(x) <= t` is `x <= the largest double that is rounded to no more than t`.
 
     thresholds of a feature, sorted     -3.5    0.0    2.0
     bin = thresholds below the value  0      1      2      3          NaN: 255
@@ -44,12 +45,49 @@ class Nodes:
     thresholds: NDArray[np.float64]
     """Left where value <= threshold; without meaning for category nodes."""
     nan_left: NDArray[np.bool_]
+    """Where NaN goes, in nodes of both kinds."""
     zero: NDArray[np.int64]
     """ZERO_AS_IS, ZERO_RIGHT or ZERO_LEFT."""
     sets: NDArray[np.int64]
     """Number of the category set that goes left, or NUMERIC."""
     categories: Sequence[NDArray[np.int64]]
     """The category sets: ascending, from 0."""
+    single: NDArray[np.bool_]
+    """Category nodes that round their input to float32, and to which all negative numbers are no category; the others
+    truncate (-1, 0) to category 0. Thresholds have been rounded already."""
+
+
+def join_nodes(parts: Sequence[Nodes]) -> Nodes:
+    """The nodes of several models, end to end."""
+    shifts = np.cumsum([0, *(len(part.categories) for part in parts)])
+    return Nodes(
+        features=np.concatenate([part.features for part in parts]),
+        thresholds=np.concatenate([part.thresholds for part in parts]),
+        nan_left=np.concatenate([part.nan_left for part in parts]),
+        zero=np.concatenate([part.zero for part in parts]),
+        sets=np.concatenate(
+            [
+                np.where(part.sets == NUMERIC, NUMERIC, part.sets + shift)
+                for part, shift in zip(parts, shifts[:-1], strict=True)
+            ]
+        ),
+        categories=[categories for part in parts for categories in part.categories],
+        single=np.concatenate([part.single for part in parts]),
+    )
+
+
+def single_threshold(thresholds: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The largest double that rounds to no more than each float32: float32(x) <= t is x <= this.
+
+    Half way to the next float32 it is rounded to the one whose last bit is 0. After the largest float32, the next would
+    be 2**128.
+    """
+    following = np.nextafter(thresholds, np.float32(np.inf))
+    low, high = (np.clip(each.astype(np.float64), -(2.0**128), 2.0**128) for each in (thresholds, following))
+    middle = (low + high) / 2
+    with np.errstate(over="ignore"):
+        below = np.where(middle.astype(np.float32) <= thresholds, middle, np.nextafter(middle, -np.inf))
+    return np.where(np.isposinf(thresholds), np.inf, below)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,23 +180,30 @@ def _numeric_tests(nodes: Nodes, columns: list[_Column]) -> _Tests:
     return _Tests(chosen, left, numeric, tests.reshape(-1))
 
 
+_ONE_CATEGORY: Final = np.zeros(1, np.int64)
+"""Gives a column to a feature whose sets are all empty."""
+
+
 def _category_tests(nodes: Nodes, columns: list[_Column]) -> _Tests:
     """One test for each category node and column that its set has categories in; appends the columns."""
     categorical = np.flatnonzero(nodes.sets != NUMERIC)
     chosen: list[int] = []
     left: list[NDArray[np.bool_]] = []
     pairs: list[tuple[int, int]] = []
-    for feature in np.unique(nodes.features[categorical]):
-        of_feature = categorical[nodes.features[categorical] == feature]
+    kinds = sorted(set(zip(nodes.features[categorical].tolist(), nodes.single[categorical].tolist(), strict=True)))
+    for feature, single in kinds:
+        of_feature = categorical[(nodes.features[categorical] == feature) & (nodes.single[categorical] == single)]
         wanted = np.unique(np.concatenate([nodes.categories[nodes.sets[node]] for node in of_feature]))
-        for chunk in _category_chunks(wanted):
-            held = np.unique(np.concatenate((_lower_ends(chunk), _lower_ends(chunk + 1))))
+        for number, chunk in enumerate(_category_chunks(wanted if wanted.size else _ONE_CATEGORY)):
+            held = np.unique(np.concatenate((_lower_ends(chunk, single), _lower_ends(chunk + 1, single))))
             bins = np.searchsorted(held, chunk.astype(np.float64))
             for node in of_feature:
                 member = np.isin(chunk, nodes.categories[nodes.sets[node]], assume_unique=True)
-                if member.any():
+                nan_left = nodes.nan_left[node] and number == 0  # one of the node's tests is enough to let NaN pass
+                if member.any() or nan_left:
                     row = np.zeros(STEPS, np.bool_)
                     row[bins[member]] = True
+                    row[NAN_BIN] = nan_left
                     pairs.append((int(node), len(chosen)))
                     chosen.append(len(columns))
                     left.append(row)
@@ -172,8 +217,10 @@ def _category_tests(nodes: Nodes, columns: list[_Column]) -> _Tests:
     )
 
 
-def _lower_ends(categories: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The largest number that truncates to less than each category; category 0 begins above -1."""
+def _lower_ends(categories: NDArray[np.int64], single: bool) -> NDArray[np.float64]:
+    """The largest number below each category; category 0 begins above -1, or at the numbers that round to 0."""
+    if single:
+        return single_threshold(np.nextafter(categories.astype(np.float32), np.float32(-np.inf)))
     return np.where(categories == 0, -1.0, np.nextafter(categories.astype(np.float64), -np.inf))
 
 

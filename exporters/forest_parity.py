@@ -1,28 +1,25 @@
-"""Whether a compiled forest answers as LightGBM does, bit for bit, where answers are likely to part.
+"""Whether a compiled forest answers as its source model does, bit for bit, where answers are likely to part.
 
 Each verification row draws every feature from that feature's own special values: its thresholds as float32 with the
-neighbours to both sides, the categories of its sets with their neighbours, and what both kinds of decision treat
-specially (missing, infinite, zero, next to LightGBM's zero threshold, fractions and negatives as categories).
+neighbours to both sides, the categories of its sets with their neighbours, and what decisions treat specially
+(missing, infinite, zero of either sign, next to LightGBM's zero threshold, fractions and negatives as categories).
+Further rows are drawn at random from the range of the thresholds and categories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.exporters.errors import ExportError
-from recserve.exporters.lightgbm_text import ForestText
+from recserve.exporters.forest_source import SourceForest
+from recserve.exporters.source_models import SourceModel
 from recserve.kernels.limits import LARGEST_EXACT_INTEGER
 
-if TYPE_CHECKING:
-    import lightgbm
-
-    from recserve.kernels.native_forest import NativeForest
-
 MIN_ROWS, MAX_ROWS = 8192, 65536
+RANDOM_ROWS = 2048
 REPEATS = 4
 """How often a special value occurs, at least where the feature with most of them leaves room for it."""
 BLOCK = 4096
@@ -39,58 +36,58 @@ _CATEGORIES = np.array([0, 0.5, 1, _LARGEST, _LARGEST + 2, 2**31, 2**32, _HUGE, 
 _CATEGORIES = np.concatenate((_CATEGORIES, -_CATEGORIES, [np.float32(np.nan)]))
 
 
-def verification_rows(forest: ForestText) -> NDArray[np.float32]:
+def verification_rows(forest: SourceForest) -> NDArray[np.float32]:
     """Rows that put decisions to the test: float32 [n, features], the same for the same forest."""
     specials = special_values(forest)
     count = min(max(MIN_ROWS, REPEATS * max(map(len, specials))), MAX_ROWS)
     random = np.random.default_rng(SEED)
-    columns = [np.resize(random.permutation(values), count) for values in specials]
-    return np.stack([random.permutation(column) for column in columns], axis=1)
+    columns = [random.permutation(np.resize(random.permutation(values), count)) for values in specials]
+    return np.concatenate((np.stack(columns, axis=1), _random_rows(forest, random)))
 
 
-def special_values(forest: ForestText) -> list[NDArray[np.float32]]:
-    """The values that each feature's decisions turn on, without duplicates."""
-    values: list[list[NDArray[np.float32]]] = [[] for _ in range(forest.features)]
-    for tree in forest.trees:
-        for feature, threshold in zip(
-            tree.features[~tree.categorical], tree.thresholds[~tree.categorical], strict=True
-        ):
-            values[feature].append(_around(threshold))
-        for feature, categories in tree.category_sets():
-            values[feature].append(_beside(categories))
-    categorical = {feature for tree in forest.trees for feature, _ in tree.category_sets()}
-    return [
-        np.unique(np.concatenate([_CATEGORIES if feature in categorical else _NUMBERS, *found]))
-        for feature, found in enumerate(values)
-    ]
+def special_values(forest: SourceForest) -> list[NDArray[np.float32]]:
+    """The values that each feature's decisions turn on, without duplicates; equal zeros of either sign are two."""
+    categorical = forest.categorical_features()
+    found = []
+    for feature, (thresholds, categories) in enumerate(zip(*forest.special_values(), strict=True)):
+        known = _CATEGORIES if feature in categorical else _NUMBERS
+        values = np.concatenate((known, _around(thresholds), _beside(categories)))
+        found.append(np.unique(values.view(np.int32)).view(np.float32))
+    return found
 
 
-def require_parity(booster: lightgbm.Booster, compiled: NativeForest, rows: NDArray[np.float32]) -> None:
-    """Compare margins bit for bit.
+def require_parity(
+    model: SourceModel,
+    margins: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+    rows: NDArray[np.float32],
+    *,
+    engine: str,
+) -> None:
+    """Compare the margins that rank bit for bit.
 
     Args:
-        booster: the oracle.
-        compiled: the forest under test.
+        model: the oracle.
+        margins: of the forest under test: [n, features] -> [n].
         rows: float32 [n, features].
+        engine: what is under test, as the message names it.
 
     Raises:
         ExportError: margins differ; the message shows the first row that does.
     """
     for start in range(0, len(rows), BLOCK):
         block = np.ascontiguousarray(rows[start : start + BLOCK])
-        expected = np.asarray(booster.predict(block, raw_score=True), np.float64)
-        found = compiled.margins(block)
-        differs = expected.view(np.int64) != found.view(np.int64)
-        if differs.any():
-            raise ExportError(_difference(block, expected, found, np.flatnonzero(differs).tolist()))
+        expected, found = model.ranking_margins(block), np.ascontiguousarray(margins(block))
+        differs = np.flatnonzero(expected.view(np.int64) != found.view(np.int64)).tolist()
+        if differs:
+            raise ExportError(f"{engine} {_difference(model.source, block, expected, found, differs)}")
 
 
-def _around(threshold: float) -> NDArray[np.float32]:
-    """The threshold as float32, and the next value to either side."""
+def _around(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The thresholds as float32, and the next values to either side."""
     with np.errstate(over="ignore"):
-        nearest = np.float32(threshold)
+        nearest = thresholds.astype(np.float32)
         up, down = np.nextafter(nearest, np.float32(np.inf)), np.nextafter(nearest, np.float32(-np.inf))
-    return np.array([down, nearest, up], np.float32)
+    return np.concatenate((down, nearest, up))
 
 
 def _beside(categories: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -98,12 +95,30 @@ def _beside(categories: NDArray[np.int64]) -> NDArray[np.float32]:
     return np.concatenate((categories - 1, categories, categories + 1, categories + 0.75)).astype(np.float32)
 
 
+def _random_rows(forest: SourceForest, random: np.random.Generator) -> NDArray[np.float32]:
+    """Numbers from somewhat beyond the range of each feature's thresholds and categories, one in ten missing."""
+    columns = []
+    for thresholds, categories in zip(*forest.special_values(), strict=True):
+        turning = np.concatenate((thresholds, categories))
+        turning = np.clip(turning, -1e30, 1e30)
+        low, high = (turning.min(), turning.max()) if turning.size else (-1.0, 1.0)
+        margin = 0.1 * (high - low) + 0.5
+        values = random.uniform(low - margin, high + margin, RANDOM_ROWS)
+        columns.append(np.floor(values) if categories.size and random.random() < 0.5 else values)
+    rows = np.stack(columns, axis=1).astype(np.float32)
+    rows[random.random(rows.shape) < 0.1] = np.nan
+    return rows
+
+
 def _difference(
-    rows: NDArray[np.float32], expected: NDArray[np.float64], found: NDArray[np.float64], differing: Sequence[int]
+    source: str,
+    rows: NDArray[np.float32],
+    expected: NDArray[np.float64],
+    found: NDArray[np.float64],
+    differing: Sequence[int],
 ) -> str:
     first = differing[0]
     return (
-        f"the compiled forest does not answer as LightGBM does: {len(differing)} of {len(rows)} verification rows "
-        f"differ, for the first LightGBM's raw score is {expected[first]} and the library's {found[first]}, "
-        f"features {rows[first].tolist()}"
+        f"does not answer as {source} does: {len(differing)} of {len(rows)} verification rows differ, for the first "
+        f"{source}'s raw score is {expected[first]} and the forest's {found[first]}, features {rows[first].tolist()}"
     )

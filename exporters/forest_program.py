@@ -120,6 +120,8 @@ def _parts(shape: _Shape) -> Iterator[frozenset[int]]:
 def _compile_part(tree: Tree, shape: _Shape, part: frozenset[int] | None, first_result: Ref) -> Piece:
     """Compile the whole tree, or the given subtrees with everything else as leaf number 0."""
     piece = Piece()
+    if part is not None:
+        piece.values[0] = -0.0  # whatever the sum, adding this changes no bit
     sizes = _sizes(shape, part)
     first_number = _place(shape, sizes, 0 if part is None else 1)
     emitter = _Emitter(first_result)

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from recserve.bundle.v1 import manifest_pb2
 from recserve.server.bundle.catalogue import Catalogue
+from recserve.server.bundle.errors import BundleUnsupportedError
 from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.pipeline.pipeline import open_pipeline
-from recserve.server.pipeline.ranker import ENGINES
+from recserve.server.pipeline.ranker import ENGINES, has_engine
 
 _SHOWN: Final = 5
 
@@ -56,9 +57,17 @@ def verify_bundle(path: Path, *, allow_native_code: bool) -> RenderableType:
     """
     start = time.perf_counter()
     bundle = open_bundle(path, verify=True)
-    engines = ENGINES if allow_native_code else ENGINES[:1]
+    allowed = ENGINES if allow_native_code else ENGINES[:1]
+    engines = [engine for engine in allowed if has_engine(bundle.manifest, engine)]
+    if bundle.manifest.forests and not engines:
+        raise BundleUnsupportedError(
+            "the bundle has forests for none of the allowed engines: allow its native code, or export it again",
+            field="forest_set",
+            expected=list(allowed),
+        )
+    engines = engines or [ENGINES[0]]
     for engine in engines:
-        open_pipeline(bundle, ranker_engine=engine, allow_native_code=allow_native_code)
+        open_pipeline(bundle, ranker_engine=engine, allow_native_code=allow_native_code, every_item=True)
     seconds = time.perf_counter() - start
     size = sum(file.bytes for file in bundle.manifest.files.values())
     by = f" by {' and '.join(engines)}" if bundle.manifest.forests else ""
@@ -178,13 +187,14 @@ def _source_facts(manifest: manifest_pb2.Manifest) -> dict[str, str]:
 def _forests(manifest: manifest_pb2.Manifest) -> Table | None:
     if not manifest.forests:
         return None
-    table = _table("forests", "objective", "weight", "trees", "features", "calibration", "engines")
+    table = _table("forests", "objective", "model", "weight", "trees", "features", "calibration", "engines")
     for forest in manifest.forests:
         engines = ["bitsliced"] if manifest.HasField("forest_set") else []
         engines += [f"tl2cgen ({native.machine})" for native in forest.native]
         _add(
             table,
             forest.objective,
+            forest.source,
             f"{forest.weight:g}",
             str(forest.trees),
             str(forest.features),
@@ -245,12 +255,16 @@ def _facts(bundle: Bundle) -> dict[str, str]:
     if manifest.HasField("candidate_sources"):
         facts |= {f"source {name}": described for name, described in _source_facts(manifest).items()}
     for forest in manifest.forests:
-        facts[f"forest {forest.objective}"] = f"{forest.trees} trees, {forest.features} features, {forest.weight:g}"
+        facts[f"forest {forest.objective}"] = _forest_fact(forest)
     if manifest.HasField("forest_set"):
         facts["forest set"] = manifest.forest_set.set_hash[:12]
     for name, value in manifest.offline_metrics.items():
         facts[f"metric {name}"] = f"{value:.6g}" if isinstance(value, float) else str(value)
     return facts
+
+
+def _forest_fact(forest: manifest_pb2.Forest) -> str:
+    return f"{forest.source}, {forest.trees} trees, {forest.features} features, {forest.weight:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,14 +124,45 @@ def parse_forest(text: str) -> ForestText:
     return ForestText(header, trees)
 
 
-def input_rules(forest: ForestText) -> InputRules:
-    """Check that compiled code can follow the forest exactly, and say how it wants its inputs.
+def check_ranker(forest: ForestText) -> None:
+    """Refuse what cannot rank: forests that do not sum plain leaves of float32 features to one output.
 
     Raises:
-        ExportError: several outputs, averaged trees, linear leaves, zeros taken for missing, or a feature that is both
+        ExportError: several outputs, no trees, linear leaves, or categories beyond float32; the message tells what to
+            train instead.
+    """
+    outputs = forest.header.get("num_tree_per_iteration", "1")
+    if outputs != "1":
+        raise ExportError(
+            f"the model has {outputs} outputs ({forest.header.get('objective')}), a ranker has one per objective: "
+            "train a booster for each"
+        )
+    if not forest.trees:
+        raise ExportError("the model has no trees: train it before it is exported")
+    for number, tree in enumerate(forest.trees):
+        if tree.linear:
+            raise ExportError(f"tree {number} has linear leaves, which no engine follows: train with linear_tree=false")
+        for feature, categories in tree.category_sets():
+            if categories.size and categories[-1] > LARGEST_EXACT_INTEGER:
+                raise ExportError(
+                    f"feature {_named(forest, feature)}: category {categories[-1]} of tree {number} is above 2**24, "
+                    "where float32 no longer tells neighbours apart: number the categories from 0"
+                )
+
+
+def input_rules(forest: ForestText) -> InputRules:
+    """Check that TL2cgen's code can follow the forest exactly, and say how it wants its inputs.
+
+    Raises:
+        ExportError: what `check_ranker` refuses, averaged trees, zeros taken for missing, or a feature that is both
             number and category; the message tells what to train instead.
     """
-    _check_shape(forest)
+    check_ranker(forest)
+    if "average_output" in forest.header:
+        raise ExportError(
+            "the model averages its trees (boosting=rf), while LightGBM's raw score is their sum: train with "
+            "boosting=gbdt or dart"
+        )
     nodes = _Nodes.of(forest)
     categorical = np.unique(nodes.features[nodes.categorical])
     numeric = np.unique(nodes.features[~nodes.categorical])
@@ -209,11 +240,11 @@ def _is_tree(tree: Tree, leaves: int, features: int) -> bool:
         {len(array) for array in arrays} == {leaves - 1}
         and bool(((tree.features >= 0) & (tree.features < features)).all())
         and bool(((tree.decisions >= 0) & (tree.decisions <= _LARGEST_DECISION)).all())
-        and _reaches_each_once(tree.left.tolist(), tree.right.tolist())
+        and reaches_each_once(tree.left.tolist(), tree.right.tolist())
     )
 
 
-def _reaches_each_once(left: Sequence[int], right: Sequence[int]) -> bool:
+def reaches_each_once(left: Sequence[int], right: Sequence[int]) -> bool:
     """Whether one way leads from the root to each node and each leaf, and nowhere else."""
     nodes = len(left)
     waiting = [0 if nodes else ~0]
@@ -237,32 +268,6 @@ def _has_sets(tree: Tree, sets: int) -> bool:
         and bool(((words >= 0) & (words < 2**32)).all())
         and bool(((numbers >= 0) & (numbers < sets) & (numbers == np.floor(numbers))).all())
     )
-
-
-def _check_shape(forest: ForestText) -> None:
-    """Refuse forests that do not sum plain leaves to one output."""
-    outputs = forest.header.get("num_tree_per_iteration", "1")
-    if outputs != "1":
-        raise ExportError(
-            f"the model has {outputs} outputs ({forest.header.get('objective')}), a ranker has one per objective: "
-            "train a booster for each"
-        )
-    if "average_output" in forest.header:
-        raise ExportError(
-            "the model averages its trees (boosting=rf), while LightGBM's raw score is their sum: train with "
-            "boosting=gbdt or dart"
-        )
-    if not forest.trees:
-        raise ExportError("the model has no trees: train it before it is exported")
-    for number, tree in enumerate(forest.trees):
-        if tree.linear:
-            raise ExportError(f"tree {number} has linear leaves, which no engine follows: train with linear_tree=false")
-        for feature, categories in tree.category_sets():
-            if categories.size and categories[-1] > LARGEST_EXACT_INTEGER:
-                raise ExportError(
-                    f"feature {_named(forest, feature)}: category {categories[-1]} of tree {number} is above 2**24, "
-                    "where float32 no longer tells neighbours apart: number the categories from 0"
-                )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

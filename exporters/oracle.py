@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.bundle.v1.manifest_pb2 import Forest, IndexKind
+from recserve.exporters.source_models import SourceModel, open_model
 from recserve.kernels.features import FeatureBatch, ItemArrays, reference_features
 from recserve.kernels.reference import rerank as reference_rerank
 from recserve.kernels.reference import vectors as reference_vectors
@@ -35,33 +35,29 @@ class ReferenceFeatures:
         return reference_features(self._schema, self._cardinalities, items, batch)
 
 
-class LightGBMRanker:
+class SourceRanker:
     """The source models themselves.
 
     Args:
         forests: the manifest's forests, for weights and calibration.
-        boosters: by objective.
+        models: by objective.
     """
 
-    def __init__(self, forests: Sequence[Forest], boosters: Mapping[str, lightgbm.Booster]) -> None:
+    def __init__(self, forests: Sequence[Forest], models: Mapping[str, SourceModel]) -> None:
         self.objectives = tuple(forest.objective for forest in forests)
         self.weights = tuple(forest.weight for forest in forests)
         self._forests = forests
-        self._boosters = [boosters[name] for name in self.objectives]
+        self._models = [models[name] for name in self.objectives]
 
     @staticmethod
-    def from_bundle(bundle: Bundle) -> LightGBMRanker | None:
+    def from_bundle(bundle: Bundle) -> SourceRanker | None:
         """From the model files that the bundle keeps; None where it has no ranker."""
         forests = list(bundle.manifest.forests)
-        return LightGBMRanker(forests, load_boosters(bundle.path, forests)) if forests else None
+        return SourceRanker(forests, load_models(bundle.path, forests)) if forests else None
 
     def margins(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """[n, objectives]: `predict(raw_score=True)`."""
-        margins = np.empty((features.shape[0], len(self._boosters)))
-        if features.shape[0]:
-            for column, booster in enumerate(self._boosters):
-                margins[:, column] = booster.predict(features, raw_score=True, num_threads=1)
-        return margins
+        """[n, objectives]: as the libraries answer that trained the models; see `exporters.source_models`."""
+        return np.stack([model.ranking_margins(features) for model in self._models], axis=1)
 
     def score(self, inputs: RankingInputs) -> NDArray[np.float64]:
         """[candidates, objectives]."""
@@ -81,9 +77,9 @@ class LightGBMRanker:
         return relevance
 
 
-def load_boosters(root: Path, forests: Iterable[Forest]) -> dict[str, lightgbm.Booster]:
+def load_models(root: Path, forests: Iterable[Forest]) -> dict[str, SourceModel]:
     """The source models by objective, from the files in a bundle's directory."""
-    return {forest.objective: lightgbm.Booster(model_file=str(root / forest.model)) for forest in forests}
+    return {forest.objective: open_model(root / forest.model) for forest in forests}
 
 
 class ExactSearcher:
@@ -113,6 +109,6 @@ def oracle_engines(bundle: Bundle) -> Engines:
         towers={name: open_user_tower(bundle, name, "cpu") for name, s in bundle.spaces.items() if s.has_user_tower},
         searchers={name: reference_searcher(space) for name, space in bundle.spaces.items()},
         features=ReferenceFeatures(bundle),
-        ranker=LightGBMRanker.from_bundle(bundle),
+        ranker=SourceRanker.from_bundle(bundle),
         select=reference_rerank.select,
     )

@@ -1,9 +1,10 @@
-"""From a LightGBM forest to what a bundle holds of it: the model text, a compiled library, a calibration.
+"""From a trained forest to what a bundle holds of it: the source model, a calibration, a compiled library if asked for.
 
-    model ─ text ─ checks ─ TL2cgen, C compiler ─ parity with LightGBM ─ calibration ─ CompiledRanker
+    model ─ checks ─ calibration ─ [TL2cgen, C compiler ─ parity with the model] ─ CompiledRanker
 
-The text is the truth: what cannot be followed exactly is refused before anything is compiled, and what was compiled is
-refused unless it answers LightGBM's `predict(raw_score=True)` bit for bit.
+What cannot be followed exactly is refused before anything is compiled, and what was compiled is refused unless it
+answers as the library that trained the model, bit for bit. `exporters.bitsliced` compiles all rankers of a bundle
+together.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,17 +23,12 @@ from recserve.bundle.v1.manifest_pb2 import NativeForest as NativeEntry
 from recserve.exporters.calibration import fit_calibration, model_calibration
 from recserve.exporters.errors import ExportError
 from recserve.exporters.forest_parity import require_parity, verification_rows
-from recserve.exporters.lightgbm_text import ForestText, InputRules, input_rules, parse_forest
+from recserve.exporters.lightgbm_text import InputRules, check_ranker, input_rules
+from recserve.exporters.source_models import LightGBMModel, SourceModel, open_model
 from recserve.exporters.spec import RankerSpec
 from recserve.exporters.tl2cgen_library import Progress, compile_library
 from recserve.kernels.native_forest import NativeForest
 from recserve.server.bundle.layout import NAME_RULE, is_name
-
-if TYPE_CHECKING:
-    import lightgbm
-
-UNNAMED = re.compile(r"Column_\d+")
-"""What LightGBM calls features that were given to it without names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,27 +37,32 @@ class CompiledRanker:
 
     forest: Forest
     """For the manifest; its files are relative to the bundle."""
+    source: SourceModel
+    """The oracle of its margins."""
     model: Path
-    library: Path
-    rows_verified: int
-    """How many rows were compared with LightGBM, all equal."""
+    library: Path | None
+    """For the engine "tl2cgen"; None where there is none."""
+    no_library: str = ""
+    """Why TL2cgen cannot follow the model, where its library was asked for."""
+    rows_verified: int = 0
+    """How many rows the library's margins were compared on, all equal."""
 
 
 def compile_ranker(
     spec: RankerSpec, feature_names: Sequence[str], directory: Path, *, on_progress: Progress | None = None
 ) -> CompiledRanker:
-    """Check, compile, verify and calibrate a forest.
+    """Check and calibrate a forest, and compile it for the engine "tl2cgen" where that is asked for.
 
     Args:
-        spec: the forest; a Booster contributes the iterations that its `predict` uses.
+        spec: the forest; a LightGBM Booster contributes the iterations that its `predict` uses.
         feature_names: of the feature schema, in order.
-        directory: the bundle's ranker/, made if missing; receives model.<objective>.txt and
-            tl2cgen.<objective>.<machine>.so.
+        directory: the bundle's ranker/, made if missing; receives model.<objective> with the suffix of its kind, and
+            tl2cgen.<objective>.<machine>.so where that is asked for.
         on_progress: told of each finished compiler run; about one per eight trees.
 
     Raises:
         ExportError: the forest cannot be followed exactly, its features are not the schema's, it does not compile, the
-            library's answers differ from LightGBM's, or it cannot be calibrated; the message names the objective.
+            library's answers differ from the model's, or it cannot be calibrated; the message names the objective.
     """
     try:
         return _compile(spec, feature_names, directory, on_progress)
@@ -75,30 +74,48 @@ def _compile(
     spec: RankerSpec, feature_names: Sequence[str], directory: Path, on_progress: Progress | None
 ) -> CompiledRanker:
     _check_spec(spec)
-    text = _model_text(spec)
-    parsed = parse_forest(text)
-    _check_features(parsed, feature_names)
-    rules = input_rules(parsed)
-    booster = _booster(text)
-    calibration = _calibration(spec, parsed, booster)  # before the compiler: it takes the longest
+    model = open_model(spec.model)
+    if isinstance(model, LightGBMModel):
+        check_ranker(model.text)
+    _ = model.ranking_output  # refuses models that have several
+    _check_features(model, feature_names)
+    calibration = _calibration(spec, model)  # before the compiler: it takes the longest
     directory.mkdir(parents=True, exist_ok=True)
-    machine = platform.machine()
-    library = directory / f"tl2cgen.{spec.objective}.{machine}.so"
-    compile_library(booster, library, on_progress=on_progress)
-    rows = verification_rows(parsed)
-    require_parity(booster, NativeForest(library, parsed.features, rules.nan_to_zero, rules.categorical), rows)
-    model = directory / f"model.{spec.objective}.txt"
-    model.write_bytes(text.encode())
-    forest = Forest(
+    path = directory / f"model.{spec.objective}{model.suffix}"
+    path.write_bytes(model.content)
+    entry = Forest(
         objective=spec.objective,
         weight=spec.weight,
-        features=parsed.features,
-        trees=len(parsed.trees),
-        model=f"ranker/{model.name}",
+        features=model.forest.features,
+        trees=len(model.forest.trees),
+        model=f"ranker/{path.name}",
         calibration=calibration,
-        native=[_native(library, machine, rules)],
+        kind=model.kind,
+        source=model.source,
     )
-    return CompiledRanker(forest=forest, model=model, library=library, rows_verified=len(rows))
+    unlinked = CompiledRanker(forest=entry, source=model, model=path, library=None)
+    return _with_library(spec, unlinked, directory, on_progress) if spec.tl2cgen else unlinked
+
+
+def _with_library(
+    spec: RankerSpec, ranker: CompiledRanker, directory: Path, on_progress: Progress | None
+) -> CompiledRanker:
+    """With TL2cgen's library, or with the reason why there is none."""
+    model = ranker.source
+    if not isinstance(model, LightGBMModel):
+        return replace(ranker, no_library=f"the engine follows LightGBM, and this model is {model.source}'s")
+    try:
+        rules = input_rules(model.text)
+    except ExportError as error:
+        return replace(ranker, no_library=str(error))
+    machine = platform.machine()
+    library = directory / f"tl2cgen.{spec.objective}.{machine}.so"
+    compile_library(model.booster, library, on_progress=on_progress)
+    rows = verification_rows(model.forest)
+    compiled = NativeForest(library, model.forest.features, rules.nan_to_zero, rules.categorical)
+    require_parity(model, compiled.margins, rows, engine="the compiled forest")
+    ranker.forest.native.append(_native(library, machine, rules))
+    return replace(ranker, library=library, rows_verified=len(rows))
 
 
 def _check_spec(spec: RankerSpec) -> None:
@@ -111,24 +128,13 @@ def _check_spec(spec: RankerSpec) -> None:
         raise ExportError(f"calibration {spec.calibration!r} {verb} calibration_data")
 
 
-def _model_text(spec: RankerSpec) -> str:
-    if not isinstance(spec.model, Path):
-        return str(spec.model.model_to_string())
-    try:
-        return spec.model.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"the model file cannot be read: {error}") from error
-
-
-def _check_features(forest: ForestText, feature_names: Sequence[str]) -> None:
+def _check_features(model: SourceModel, feature_names: Sequence[str]) -> None:
     """The forest's columns must be the schema's, in order; names count where the forest was trained with names."""
-    if forest.features != len(feature_names):
+    if model.forest.features != len(feature_names):
         raise ExportError(
-            f"the model was trained on {forest.features} features, features.json defines {len(feature_names)}"
+            f"the model was trained on {model.forest.features} features, features.json defines {len(feature_names)}"
         )
-    if all(UNNAMED.fullmatch(name) for name in forest.feature_names):
-        return
-    for column, (ours, theirs) in enumerate(zip(feature_names, forest.feature_names, strict=True)):
+    for column, (ours, theirs) in enumerate(zip(feature_names, model.feature_names, strict=False)):
         if ours != theirs:
             raise ExportError(
                 f"the model was trained with other features: column {column} is {theirs!r} there and {ours!r} in "
@@ -136,22 +142,15 @@ def _check_features(forest: ForestText, feature_names: Sequence[str]) -> None:
             )
 
 
-def _booster(text: str) -> lightgbm.Booster:
-    import lightgbm  # noqa: PLC0415  slow to import, and only an export with a ranker needs it
-
-    try:
-        return lightgbm.Booster(model_str=text)
-    except lightgbm.basic.LightGBMError as error:
-        raise ExportError(f"LightGBM cannot load the model: {error}") from error
-
-
-def _calibration(spec: RankerSpec, forest: ForestText, booster: lightgbm.Booster) -> Calibration:
+def _calibration(spec: RankerSpec, model: SourceModel) -> Calibration:
     if spec.calibration_data is None:
-        return model_calibration(forest.header.get("objective", ""))
+        return model_calibration(model.sigmoid, model.objective)
     features = spec.calibration_data.features
-    if features.ndim != 2 or features.shape[1] != forest.features:
-        raise ExportError(f"calibration data: expected [n, {forest.features}] features, found {list(features.shape)}")
-    margins = np.asarray(booster.predict(np.asarray(features, np.float32), raw_score=True), np.float64)
+    if features.ndim != 2 or features.shape[1] != model.forest.features:
+        raise ExportError(
+            f"calibration data: expected [n, {model.forest.features}] features, found {list(features.shape)}"
+        )
+    margins = model.ranking_margins(np.ascontiguousarray(features, np.float32))
     return fit_calibration(spec.calibration, margins, np.asarray(spec.calibration_data.labels, np.float64))
 
 

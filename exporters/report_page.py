@@ -6,7 +6,6 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypedDict
 
-import lightgbm
 import numpy as np
 from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from recserve.exporters.evaluation.page import environment, evaluation_context
 from recserve.exporters.figures import PALETTE, REST, calibration_figure, map_figure, recall_figure
 from recserve.exporters.inspect import human_bytes
 from recserve.exporters.report import ExportReport
+from recserve.exporters.source_models import SourceModel
 from recserve.kernels.features import MISSING_CODE, MISSING_TIME, FeatureSpec
 from recserve.server.bundle import layout
 from recserve.server.bundle.columns import (
@@ -69,16 +69,14 @@ class Importance(TypedDict):
     """The same in percent of the largest one, for bars."""
 
 
-def render_page(
-    report: ExportReport, bundle: Bundle, golden: GoldenSet, boosters: Mapping[str, lightgbm.Booster]
-) -> str:
+def render_page(report: ExportReport, bundle: Bundle, golden: GoldenSet, models: Mapping[str, SourceModel]) -> str:
     """The page.
 
     Args:
         report: of an export that lacks no more than this page.
         bundle: what is exported; opened before its golden requests were written.
         golden: its golden requests.
-        boosters: the rankers' source models by objective.
+        models: the rankers' source models by objective.
     """
     manifest = report.manifest
     sizes = [(name, status.st_size) for name, status in walk_files(bundle.path) if name != layout.MANIFEST]
@@ -102,8 +100,8 @@ def render_page(
             legend=[(name, colour) for name, colour, _ in groups if name],
             maps=list(_maps(bundle, rows, [(colour, mine) for _, colour, mine in reversed(groups)])),
             forests=[_forest(forest) for forest in manifest.forests],
-            objectives=list(zip(boosters, PALETTE, strict=False)),
-            importances=_importances(bundle, boosters),
+            objectives=list(zip(models, PALETTE, strict=False)),
+            importances=_importances(bundle, models),
             calibrations=list(_calibrations(manifest, golden)),
             columns=list(_columns(bundle)),
             files=[(name, human_bytes(size)) for name, size in sizes],
@@ -241,15 +239,16 @@ def _forest(forest: Forest) -> dict[str, str]:
         "trees": f"{forest.trees:,}",
         "weight": f"{forest.weight:g}",
         "calibration": CalibrationKind.Name(forest.calibration.kind).lower(),
-        "machines": ", ".join(native.machine for native in forest.native),
+        "source": forest.source,
+        "machines": ", ".join(native.machine for native in forest.native) or "none",
     }
 
 
-def _importances(bundle: Bundle, boosters: Mapping[str, lightgbm.Booster]) -> list[Importance]:
+def _importances(bundle: Bundle, models: Mapping[str, SourceModel]) -> list[Importance]:
     """The features that matter most to any objective."""
-    if not boosters:
+    if not models:
         return []
-    gains = np.stack([booster.feature_importance("gain") for booster in boosters.values()], axis=1)
+    gains = np.stack([model.gains() for model in models.values()], axis=1)
     shares = 100 * gains / np.maximum(gains.sum(axis=0), np.finfo(float).tiny)
     top = np.argsort(-shares.max(axis=1), kind="stable")[:_TOP_FEATURES]
     features = bundle.schema.features

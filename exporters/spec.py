@@ -14,9 +14,10 @@ from recserve.kernels.features import FeatureSchema
 from recserve.server.pipeline.types import Cap, Freshness
 
 if TYPE_CHECKING:  # heavy, optional libraries: only their names are needed here
-    import lightgbm
     import pyarrow
     import torch
+
+    from recserve.exporters.source_models import Model
 
 TableSource: TypeAlias = "Path | pyarrow.Table"
 """A Parquet, CSV or Arrow (IPC file or stream) file, by its suffix, or a table in memory."""
@@ -134,17 +135,21 @@ class CalibrationData:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RankerSpec:
-    """A LightGBM forest for one objective.
+    """A forest for one objective.
 
     calibration: "model" takes a binary model's own sigmoid (no data needed); "platt" and "isotonic" are fitted on
     `calibration_data`.
     """
 
     objective: str
-    model: Path | lightgbm.Booster
+    model: Path | Model
+    """A model of LightGBM, XGBoost, scikit-learn or Treelite, or a file of one; see `exporters.forest.compile_forest`.
+    A scikit-learn forest of a binary classifier ranks by its probability of the second class."""
     weight: float = 1.0
     calibration: Literal["model", "platt", "isotonic"] = "model"
     calibration_data: CalibrationData | None = None
+    tl2cgen: bool = False
+    """Also compile it for the engine "tl2cgen", if that can follow it; needs a C compiler and a LightGBM model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

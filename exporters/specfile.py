@@ -160,6 +160,7 @@ class _Ranker(_Part):
     calibration: Literal["model", "platt", "isotonic"] = "model"
     calibration_features: InputArray | None = None
     calibration_labels: InputArray | None = None
+    tl2cgen: bool = False
 
     @model_validator(mode="after")
     def _has_both_or_none(self) -> Self:
@@ -178,6 +179,7 @@ class _Ranker(_Part):
             weight=self.weight,
             calibration=self.calibration,
             calibration_data=data,
+            tl2cgen=self.tl2cgen,
         )
 
 

@@ -7,17 +7,17 @@ with it the bits of a margin, is that of the trees.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from recserve.exporters.errors import ExportError
+from recserve.exporters.quiet import notes_discarded
 
 if TYPE_CHECKING:
     import lightgbm
@@ -71,28 +71,12 @@ def _generate(booster: lightgbm.Booster, folder: Path, quantize: bool) -> list[P
 
     units = -(-booster.num_trees() // TREES_PER_UNIT)
     try:
-        with _notes_discarded():
+        with notes_discarded():
             model = treelite.frontend.from_lightgbm(booster)
             tl2cgen.generate_c_code(model, dirpath=folder, params={"quantize": int(quantize), "parallel_comp": units})
     except (treelite.TreeliteError, tl2cgen.TL2cgenError) as error:
         raise ExportError(f"the forest cannot be turned into C: {error}") from error
     return sorted(folder.glob("*.c"))
-
-
-@contextlib.contextmanager
-def _notes_discarded() -> Iterator[None]:
-    """Keep the libraries' remarks off the terminal: one prints, the other writes to the descriptor of standard error.
-
-    What goes wrong in them comes as an exception.
-    """
-    saved = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
-            os.dup2(sink.fileno(), 2)
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def _build(compiler: str, sources: list[Path], library: Path, on_progress: Progress) -> None:

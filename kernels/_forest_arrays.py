@@ -14,6 +14,9 @@
     leaves          float64 [pieces, 64]   values by leaf number
     output_bounds   int64 [outputs + 1]    the pieces that each output adds
     forest_bounds   int64 [forests + 1]    the outputs of each forest
+    initials        float64 [outputs]      what each output's sum begins with
+    divisors        float64 [outputs]      what the sum is divided by at the end
+    singles         uint8 [outputs]        1: leaves and sums are float32, as XGBoost's; 0: float64
 
 Slot 0 is false and slot 1 true for every row, then come the ranges, the sets, and the results of a piece's operations.
 """
@@ -32,7 +35,7 @@ from numpy.typing import NDArray
 
 from recserve.kernels._arrays import check_array
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MAX_THRESHOLDS: Final = 254
 """Of one column: their bins, and one for NaN, fill a byte."""
 NAN_BIN: Final = 255
@@ -66,6 +69,9 @@ _SHAPES: Final[Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]] = 
     "leaves": (np.float64, (None, LEAVES)),
     "output_bounds": (np.int64, (None,)),
     "forest_bounds": (np.int64, (None,)),
+    "initials": (np.float64, (None,)),
+    "divisors": (np.float64, (None,)),
+    "singles": (np.uint8, (None,)),
 }
 NAMES: Final = tuple(_SHAPES)
 
@@ -95,6 +101,7 @@ def check_forest(arrays: Arrays) -> None:
     check_spans("forest_bounds", arrays["forest_bounds"], None, outputs)
     if outputs < 1 or (np.diff(arrays["forest_bounds"]) < 1).any():
         raise ValueError("forest_bounds: expected at least one forest, each with at least one output")
+    _check_sums(arrays, outputs)
 
 
 def save_arrays(arrays: Arrays, folder: str | os.PathLike[str]) -> None:
@@ -176,19 +183,21 @@ def float_error_bounds(arrays: Arrays) -> NDArray[np.float64]:
 
     Rounding n leaves and adding them rounds each at most n times, by 2**-24 of its size or 2**-150, so the sum errs by
     up to g * sum |leaf| + n * 2**-150 with g = n u / (1 - n u), u = 2**-24 (Higham, Accuracy and Stability of Numerical
-    Algorithms, section 4.2); the double sums err by far less than the one term that is added to n for them.
+    Algorithms, section 4.2); the double sums err by far less than the one term that is added to n for them. The initial
+    value is one more term, and an output whose exact sums are float32 has no other.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         largest = np.abs(arrays["leaves"]).max(axis=1, initial=0.0)
         bounds = arrays["output_bounds"]
         pairs = list(itertools.pairwise(bounds.tolist()))
-        sizes = np.array([float(np.sum(largest[start:end])) for start, end in pairs])
-    terms = np.diff(bounds) + 1.0
+        sizes = np.array([float(np.sum(largest[start:end])) for start, end in pairs]) + np.abs(arrays["initials"])
+    terms = np.diff(bounds) + 2.0
     rounding = terms * 2.0**-24
     growth = np.where(rounding < 1, rounding / np.maximum(1 - rounding, 2.0**-24), np.inf)
     overflows = ~(sizes < np.finfo(np.float32).max / 2)
     with np.errstate(invalid="ignore"):
-        return np.where(overflows, np.inf, growth * sizes + terms * 2.0**-150)
+        found = np.where(overflows, np.inf, (growth * sizes + terms * 2.0**-150) / arrays["divisors"])
+    return np.where(arrays["singles"] == 1, 0.0, found)
 
 
 def max_ops(arrays: Arrays) -> int:
@@ -224,6 +233,17 @@ def _check_programs(arrays: Arrays) -> None:
         raise ValueError("ops: an operand is neither a condition nor an earlier result of its piece")
     if (arrays["planes"] >= (first + counts)[:, np.newaxis]).any():
         raise ValueError("planes: a slot is neither a condition nor a result of its piece")
+
+
+def _check_sums(arrays: Arrays, outputs: int) -> None:
+    for name in ("initials", "divisors", "singles"):
+        check_array(name, arrays[name], _SHAPES[name][0], (outputs,))
+    if not np.isfinite(arrays["initials"]).all():
+        raise ValueError("initials: expected finite numbers")
+    if not (np.isfinite(arrays["divisors"]) & (arrays["divisors"] > 0)).all():
+        raise ValueError("divisors: expected finite numbers above 0")
+    if (arrays["singles"] > 1).any():
+        raise ValueError("singles: expected 0 or 1")
 
 
 def _check_bounds(arrays: Arrays, name: str, count: int | None, target: str) -> None:

@@ -17,8 +17,8 @@ CPU_VARIANT: str
 class Forest:
     """Forests over one set of features, evaluated in one pass; recserve.exporters.forest compiles them.
 
-    Answers are sums of doubles in the order of the trees, so they have the bits of the source model, in every variant,
-    in any order or split of the rows, and from any number of threads. Objects are immutable.
+    Answers are sums in the order of the trees, of doubles or of float32 as in the source model, so they have its bits,
+    in every variant, in any order or split of the rows, and from any number of threads. Objects are immutable.
 
     Args:
         arrays: as in kernels/_forest_arrays.py; they are kept and not copied, so they must not change.

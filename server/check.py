@@ -1,7 +1,8 @@
-"""`recserve check`: everything that `recserve serve` does before it serves, as a table."""
+"""`recserve check`: everything that `recserve serve` does before it serves, and of every item, as a table."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ def check(settings: Settings) -> bool:
         report.add("clock", _PINNED, pinned_clock(settings.server.clock))
     pipelines: dict[str, Pipeline] = {}
     for source in settings.bundles:
-        pipeline = report.examine(f"bundle {source.name}", lambda: load_pipeline(source, settings), _of_pipeline)  # noqa: B023
+        work = functools.partial(load_pipeline, source, settings, every_item=True)
+        pipeline = report.examine(f"bundle {source.name}", work, _of_pipeline)
         if pipeline is not None:
             pipelines[source.name] = pipeline
     if pipelines:

@@ -41,8 +41,13 @@ def load(settings: Settings) -> Loaded:
     return Loaded(pipelines, load_users(pipelines, settings))
 
 
-def load_pipeline(source: BundleSettings, settings: Settings) -> Pipeline:
+def load_pipeline(source: BundleSettings, settings: Settings, *, every_item: bool = False) -> Pipeline:
     """Open and verify one bundle, replay its golden requests, and check the placements against it.
+
+    Args:
+        source: the bundle.
+        settings: all of them.
+        every_item: recompute what the forests store of all items, not of a sample; time grows with the catalogue.
 
     Raises:
         LoadError: the bundle cannot be used.
@@ -58,6 +63,7 @@ def load_pipeline(source: BundleSettings, settings: Settings) -> Pipeline:
             device=compute.device,
             ranker_engine=compute.ranker_engine,
             allow_native_code=compute.allow_native_code,
+            every_item=every_item,
         )
     except (BundleError, OSError) as error:
         raise LoadError(f'bundle "{source.name}" at {source.path}: {error}') from error

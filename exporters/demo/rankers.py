@@ -69,16 +69,20 @@ def train_rankers(
 
 
 def ranker_specs(boosters: Mapping[str, lightgbm.Booster], calibration: Examples) -> list[RankerSpec]:
-    """Clicks keep their model's own sigmoid; purchases, which are rare, are calibrated on held-out sessions."""
+    """Clicks keep their model's own sigmoid; purchases, which are rare, are calibrated on held-out sessions.
+
+    Both for either engine, so that each can be tried against the other.
+    """
     data = CalibrationData(features=calibration.features, labels=calibration.labels["purchase"])
     return [
-        RankerSpec(objective="click", model=boosters["click"], weight=WEIGHTS["click"]),
+        RankerSpec(objective="click", model=boosters["click"], weight=WEIGHTS["click"], tl2cgen=True),
         RankerSpec(
             objective="purchase",
             model=boosters["purchase"],
             weight=WEIGHTS["purchase"],
             calibration="isotonic",
             calibration_data=data,
+            tl2cgen=True,
         ),
     ]
 

@@ -56,10 +56,13 @@ class Forest:
     def _margins(self, bins: NDArray[np.uint8]) -> NDArray[np.float64]:
         conditions = self._conditions(bins)
         bounds = self.arrays["output_bounds"]
-        margins = np.zeros((len(bins), len(bounds) - 1))
+        margins = np.empty((len(bins), len(bounds) - 1))
         for output, (start, end) in enumerate(itertools.pairwise(bounds)):
+            dtype = np.float32 if self.arrays["singles"][output] else np.float64
+            sums: NDArray[np.floating] = np.full(len(bins), self.arrays["initials"][output], dtype)
             for piece in range(start, end):
-                margins[:, output] += self.arrays["leaves"][piece, self._numbers(conditions, piece)]
+                sums = sums + self.arrays["leaves"][piece, self._numbers(conditions, piece)].astype(dtype)
+            margins[:, output] = sums.astype(np.float64) / self.arrays["divisors"][output]
         return margins
 
     def _numbers(self, conditions: NDArray[np.bool_], piece: int) -> NDArray[np.int64]:

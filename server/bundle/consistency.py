@@ -226,6 +226,7 @@ def _check_forest(forest: manifest_pb2.Forest, features: int, files: ArtifactFil
     if not (math.isfinite(forest.weight) and forest.weight >= 0):
         raise mismatch("a forest has no usable weight", f"{field}.weight", "a number of at least 0", forest.weight)
     files.path(forest.model, field=f"{field}.model")
+    _check_choice(f"{field}.kind", forest.kind, manifest_pb2.ModelKind.items())
     for native in forest.native:
         files.path(native.file, field=f"{field}.native.file")
         _require(f"{field}.native.machine", native.machine)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from recserve.bundle.v1.manifest_pb2 import Forest as ForestEntry
 from recserve.bundle.v1.manifest_pb2 import ForestSet
 from recserve.kernels.features import FeatureProgram, FeatureSchema
-from recserve.kernels.features.operations import Scope
 from recserve.kernels.forest import Forest
 from recserve.server.bundle import layout
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.pipeline.inputs import RankingInputs
+from recserve.server.pipeline.item_bins import check_item_bins, features_read
 from recserve.server.pipeline.objectives import Objectives
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class BitslicedRanker(Objectives):
         self._cross_program = FeatureProgram(schema.select(cross), cardinalities)
 
     def margins(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """See `Ranker`; equal to LightGBM's `predict(raw_score=True)` bit for bit. Releases the GIL."""
+        """See `Ranker`; equal to the source models' margins bit for bit. Releases the GIL."""
         return self._forest.predict(features).reshape(len(features), self._forest.outputs)
 
     def score(self, inputs: RankingInputs) -> NDArray[np.float64]:
@@ -73,14 +73,12 @@ class BitslicedRanker(Objectives):
         )
 
 
-def features_read(forest: Forest, schema: FeatureSchema, scope: Scope) -> list[int]:
-    """The features of one scope that some tree reads, ascending."""
-    read = set(forest.column_features.tolist())
-    return [feature for feature, its in enumerate(schema.scopes) if its == scope and feature in read]
-
-
-def open_bitsliced(bundle: Bundle) -> BitslicedRanker:
+def open_bitsliced(bundle: Bundle, *, every_item: bool = False) -> BitslicedRanker:
     """The engine over a bundle's forest set, which is checked completely.
+
+    Args:
+        bundle: a verified bundle.
+        every_item: recompute the bins of all items, not of a sample.
 
     Raises:
         BundleUnsupportedError: the bundle has no forest set.
@@ -104,6 +102,7 @@ def open_bitsliced(bundle: Bundle) -> BitslicedRanker:
     items = features_read(forest, bundle.schema, "item")
     _require_same("forest_set.item_features", list(manifest.forest_set.item_features), items)
     _require_same("forest_set.columns", manifest.forest_set.columns, len(forest.bin_columns(items)))
+    check_item_bins(bundle, forest, complete=every_item)
     return BitslicedRanker(manifest.forests, forest, bundle.item_bins, bundle.schema, bundle.cardinalities)
 
 

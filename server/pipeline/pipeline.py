@@ -378,6 +378,7 @@ def open_pipeline(
     device: str = "cpu",
     ranker_engine: RankerEngine = "bitsliced",
     allow_native_code: bool = False,
+    every_item: bool = False,
 ) -> Pipeline:
     """A pipeline over the bundle's own engines that has answered the golden requests as they were answered at export.
 
@@ -386,18 +387,30 @@ def open_pipeline(
         device: "cpu" or "cuda".
         ranker_engine: what evaluates the forests.
         allow_native_code: whether compiled code in the bundle may be loaded.
+        every_item: recompute what the forests store of all items, not of a sample.
 
     Raises:
         BundleError: see `open_engines` and `recserve.server.pipeline.golden.replay`.
     """
-    engines = open_engines(bundle, device=device, ranker_engine=ranker_engine, allow_native_code=allow_native_code)
+    engines = open_engines(
+        bundle,
+        device=device,
+        ranker_engine=ranker_engine,
+        allow_native_code=allow_native_code,
+        every_item=every_item,
+    )
     pipeline = Pipeline(bundle, engines)
     replay(pipeline, same_cpu=bundle.manifest.exporter_host == this_host())
     return pipeline
 
 
 def open_engines(
-    bundle: Bundle, *, device: str, ranker_engine: RankerEngine = "bitsliced", allow_native_code: bool = False
+    bundle: Bundle,
+    *,
+    device: str,
+    ranker_engine: RankerEngine = "bitsliced",
+    allow_native_code: bool = False,
+    every_item: bool = False,
 ) -> Engines:
     """The bundle's own engines.
 
@@ -406,6 +419,7 @@ def open_engines(
         device: "cpu" or "cuda".
         ranker_engine: what evaluates the forests.
         allow_native_code: whether compiled code in the bundle may be loaded.
+        every_item: see `open_pipeline`.
 
     Raises:
         BundleUnsupportedError: this build, configuration or machine lacks what the bundle needs.
@@ -416,7 +430,7 @@ def open_engines(
         towers=towers,
         searchers={name: open_searcher(space, device) for name, space in bundle.spaces.items()},
         features=FeatureProgram(bundle.schema, bundle.cardinalities),
-        ranker=open_ranker(bundle, engine=ranker_engine, allow_native_code=allow_native_code),
+        ranker=open_ranker(bundle, engine=ranker_engine, allow_native_code=allow_native_code, every_item=every_item),
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.bundle.v1.manifest_pb2 import Forest
+from recserve.bundle.v1.manifest_pb2 import Forest, Manifest
 from recserve.bundle.v1.manifest_pb2 import NativeForest as NativeEntry
 from recserve.kernels.native_forest import NativeForest
 from recserve.server.bundle.errors import BundleMismatchError, BundleUnsupportedError
@@ -75,13 +75,16 @@ class NativeRanker(Objectives):
         return self.margins(inputs.matrix())
 
 
-def open_ranker(bundle: Bundle, *, engine: RankerEngine, allow_native_code: bool) -> Ranker | None:
+def open_ranker(
+    bundle: Bundle, *, engine: RankerEngine, allow_native_code: bool, every_item: bool = False
+) -> Ranker | None:
     """The bundle's ranker, ready to use; None where the bundle has no forests.
 
     Args:
         bundle: a verified bundle.
         engine: what evaluates the forests. There is no other choice than the one made here.
         allow_native_code: whether the operator lets the bundle's compiled code run in this process.
+        every_item: recompute what was stored of all items, not of a sample.
 
     Raises:
         BundleUnsupportedError: the bundle has no forests for the engine, or they are native code and that is not
@@ -97,7 +100,16 @@ def open_ranker(bundle: Bundle, *, engine: RankerEngine, allow_native_code: bool
         raise BundleMismatchError(
             "no objective has a weight", field="forests.weight", expected="a positive sum", found=weights
         )
-    return open_bitsliced(bundle) if engine == "bitsliced" else _open_native(bundle, allowed=allow_native_code)
+    if engine == "bitsliced":
+        return open_bitsliced(bundle, every_item=every_item)
+    return _open_native(bundle, allowed=allow_native_code)
+
+
+def has_engine(manifest: Manifest, engine: RankerEngine) -> bool:
+    """Whether a bundle has its forests for an engine, on this machine."""
+    if engine == "bitsliced":
+        return manifest.HasField("forest_set")
+    return all(any(entry.machine == platform.machine() for entry in forest.native) for forest in manifest.forests)
 
 
 def _open_native(bundle: Bundle, *, allowed: bool) -> NativeRanker:
@@ -134,6 +146,12 @@ def _entry_for(forest: Forest, machine: str) -> NativeEntry:
     for entry in forest.native:
         if entry.machine == machine:
             return entry
+    if not forest.native:
+        raise BundleUnsupportedError(
+            f'the bundle has no library of objective {forest.objective!r} ({forest.source}) for the engine "tl2cgen": '
+            'use the engine "bitsliced", or export a LightGBM model that TL2cgen can follow with tl2cgen = true',
+            field="forests.native",
+        )
     raise BundleUnsupportedError(
         f"the forest of objective {forest.objective!r} is not compiled for this machine; export the bundle on one",
         field="forests.native.machine",

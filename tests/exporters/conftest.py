@@ -225,10 +225,12 @@ RANKERS = """
 [[rankers]]
 objective = "click"
 model = "click.txt"
+tl2cgen = true
 
 [[rankers]]
 objective = "purchase"
 model = "purchase.txt"
+tl2cgen = true
 weight = 2.0
 calibration = "isotonic"
 calibration_features = "calibration_features.npy"

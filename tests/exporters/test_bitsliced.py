@@ -13,9 +13,10 @@ import lightgbm
 import numpy as np
 import pytest
 
-from recserve.exporters.bitsliced import item_bins, require_same_margins
+from recserve.exporters.bitsliced import require_same_margins
 from recserve.exporters.errors import ExportError
 from recserve.exporters.forest import compile_forest
+from recserve.exporters.source_models import open_model
 from recserve.kernels.forest import Forest
 from recserve.server.bundle.errors import (
     BundleCorruptError,
@@ -27,7 +28,8 @@ from recserve.server.bundle.errors import (
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
 from recserve.server.pipeline.assemble import Candidates, Subject
-from recserve.server.pipeline.bitsliced import BitslicedRanker, features_read
+from recserve.server.pipeline.bitsliced import BitslicedRanker
+from recserve.server.pipeline.item_bins import check_item_bins, features_read, item_bins
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
 from recserve.server.pipeline.ranker import ENGINES, Ranker
 from recserve.server.pipeline.types import Query, Result, UserState
@@ -133,9 +135,10 @@ def test_export_refuses_other_margins_than_lightgbms(
         lightgbm.Booster(model_file=complete.shop.root / f"{objective}.txt") for objective in ("click", "purchase")
     )
     matrix = pipelines["bitsliced"].ranking_inputs(*requests).matrix()
-    require_same_margins({"click": click, "purchase": purchase}, compile_forest(click, purchase), matrix)
-    with pytest.raises(ExportError, match=f"'purchase': .*does not answer as LightGBM does: .* of {len(matrix)} "):
-        require_same_margins({"click": click, "purchase": purchase}, compile_forest(click, click), matrix)
+    models = {"click": open_model(click), "purchase": open_model(purchase)}
+    require_same_margins(models, compile_forest(click, purchase), matrix)
+    with pytest.raises(ExportError, match=r"'purchase': .*does not answer as LightGBM does: .* of 4096 "):
+        require_same_margins(models, compile_forest(click, click), matrix)
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -240,9 +243,36 @@ def test_other_leaves_with_their_own_hash(complete_copy: Path, damaged: Callable
 
 
 def test_bins_of_other_items(complete_copy: Path, damaged: Callable[..., Pipeline]) -> None:
-    """Only the request path reads them; the golden requests take it, too."""
     path = complete_copy / "items/bins.npy"
     np.save(path, np.roll(np.load(path), 1, axis=0))
+    with pytest.raises(BundleMismatchError, match=r"items' bins are not those of the catalogue.*items/bins\.npy"):
+        damaged()
+
+
+def test_bins_of_one_other_item(
+    complete_copy: Path, damaged: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample may miss it, the check of every item does not."""
+    path = complete_copy / "items/bins.npy"
+    bins = np.load(path)
+    bins[7] ^= 1
+    np.save(path, bins)
+    with pytest.raises(BundleMismatchError) as caught:
+        damaged()
+    assert caught.value.field == "row 7"
+    bundle, forest = open_bundle(complete_copy), Forest.load(complete_copy / "ranker/forest")
+    monkeypatch.setattr("recserve.server.pipeline.item_bins.SAMPLE", 3)
+    check_item_bins(bundle, forest, complete=False)
+    monkeypatch.setattr("recserve.server.pipeline.item_bins.BLOCK", 5)
+    with pytest.raises(BundleMismatchError, match="row 7"):
+        check_item_bins(bundle, forest, complete=True)
+
+
+def test_the_served_path_is_replayed(complete_copy: Path, damaged: Callable[..., Pipeline], monkeypatch: Any) -> None:
+    """Only the request path reads bins; the golden requests take it, too."""
+    path = complete_copy / "items/bins.npy"
+    np.save(path, np.roll(np.load(path), 1, axis=0))
+    monkeypatch.setattr("recserve.server.pipeline.bitsliced.check_item_bins", lambda *_, **__: None)
     with pytest.raises(BundleGoldenError, match=r"^as served, golden request 0, ") as caught:
         damaged()
     assert caught.value.field == "rank.margins"

@@ -120,10 +120,10 @@ def test_unknown_kind_is_refused() -> None:
 
 
 def test_a_binary_models_own_sigmoid() -> None:
-    assert list(model_calibration("binary sigmoid:1.5").x) == [1.5, 0.0]
+    assert list(model_calibration(1.5, "binary sigmoid:1.5").x) == [1.5, 0.0]
 
 
 @pytest.mark.parametrize("objective", ["lambdarank", "regression", "cross_entropy", "multiclass num_class:3", ""])
 def test_other_models_have_none(objective: str) -> None:
     with pytest.raises(ExportError, match='pass calibration "platt" or "isotonic" with calibration_data'):
-        model_calibration(objective)
+        model_calibration(None, objective)

@@ -106,8 +106,8 @@ def test_progress_and_report_name_every_part(complete: Any) -> None:
         "source trending",
         "source popular_in_country",
         "source popular_with_peers",
-        "ranker click",
-        "ranker purchase",
+        "tl2cgen click",
+        "tl2cgen purchase",
         "bit-sliced forests",
         "whole bundle",
     ]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from recserve.exporters.errors import ExportError
 from recserve.exporters.forest import compile_forest
 from recserve.exporters.forest_parity import special_values, verification_rows
+from recserve.exporters.lightgbm_forest import lightgbm_forest
 from recserve.exporters.lightgbm_text import parse_forest
 from recserve.kernels import forest as kernel
 
@@ -176,7 +177,7 @@ def probes(booster: lightgbm.Booster, rows: int = 3000, seed: int = 0) -> NDArra
     text = parse_forest(booster.model_to_string())
     rng = np.random.default_rng(seed)
     columns = []
-    for feature, known in enumerate(special_values(text)):
+    for feature, known in enumerate(special_values(lightgbm_forest(text))):
         of_feature = [tree.thresholds[(tree.features == feature) & ~tree.categorical] for tree in text.trees]
         exact = np.concatenate([np.zeros(0), *of_feature])
         pool = [known.astype(np.float64), SPECIAL, exact, np.nextafter(exact, np.inf), np.nextafter(exact, -np.inf)]
@@ -199,7 +200,10 @@ def test_bits_are_lightgbms(booster: lightgbm.Booster) -> None:
         singles = doubles.astype(np.float32)
     assert mismatches(booster, forest, doubles) == 0
     assert mismatches(booster, forest, singles) == 0
-    assert mismatches(booster, forest, verification_rows(parse_forest(booster.model_to_string()))[:3000]) == 0
+    assert (
+        mismatches(booster, forest, verification_rows(lightgbm_forest(parse_forest(booster.model_to_string())))[:3000])
+        == 0
+    )
 
 
 @pytest.mark.parametrize("variant", kernel.CPU_VARIANTS)
@@ -272,7 +276,7 @@ def test_any_small_model(
 def test_linear_leaves_are_refused() -> None:
     rows = numbers(missing=0)
     booster = train(rows, target(rows), linear_tree=True)
-    with pytest.raises(ExportError, match=r"model 0, tree \d+ has linear leaves.*linear_tree=false"):
+    with pytest.raises(ExportError, match=r"model 0: tree \d+ has linear leaves.*linear_tree=false"):
         compile_forest(booster)
 
 

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from recserve.kernels import rerank
 from recserve.kernels.features import FeatureSchema
-from recserve.server.bundle.errors import BundleCorruptError, BundleError, BundleGoldenError
+from recserve.server.bundle.errors import BundleCorruptError, BundleError, BundleGoldenError, BundleMismatchError
 from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.pipeline.golden import RELEVANCE_TOLERANCE, replay
 from recserve.server.pipeline.golden_set import GoldenSet
@@ -215,13 +215,18 @@ def test_other_expected_neighbours(opened: Opened, tamper: Any) -> None:
 # ------------------------------------------------------------------------------------------------------------- features
 
 
-def test_another_feature_definition(complete_copy: Path, opened: Opened, edit_manifest: Any) -> None:
+def test_another_feature_definition(
+    complete_copy: Path, opened: Opened, edit_manifest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hashes in the manifest are those of the changed definition."""
     path = complete_copy / "features.json"
     path.write_text(path.read_text().replace('"op": "log1p"', '"op": "value"'))
     vocabularies = {file.stem: json.loads(file.read_text()) for file in (complete_copy / "vocab").iterdir()}
     schema_hash = FeatureSchema.from_json(path.read_text()).schema_hash(vocabularies)
     edit_manifest(lambda document: document["features"].update(schema_hash=schema_hash))
+    with pytest.raises(BundleMismatchError, match="the items' bins are not those of the catalogue's features"):
+        opened()
+    monkeypatch.setattr("recserve.server.pipeline.bitsliced.check_item_bins", lambda *_, **__: None)
     error = golden_error(opened, "features.matrix")
     assert "column 'log_popularity'" in str(error)
     assert "golden request 0, item 'item-" in str(error)

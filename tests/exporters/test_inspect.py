@@ -25,7 +25,14 @@ def shown(what: RenderableType) -> str:
 def add_forest(manifest: manifest_pb2.Manifest) -> None:
     calibration = manifest_pb2.Calibration(kind=manifest_pb2.SIGMOID, x=[1, 0])
     manifest.forests.add(
-        objective="click", weight=0.5, features=8, trees=31, model="features.json", calibration=calibration
+        objective="click",
+        weight=0.5,
+        features=8,
+        trees=31,
+        model="features.json",
+        kind=manifest_pb2.XGBOOST,
+        source="XGBoost",
+        calibration=calibration,
     )
     manifest.offline_metrics["ndcg@20"] = 0.4125
     manifest.made_from.add(role="items", path="[red].parquet")
@@ -60,7 +67,7 @@ def test_diff_tells_what_was_removed_added_and_changed(
     assert ("version", "1", "2") in cells
     assert ("items", "-1: item-000", "+1: [bold]new") in cells
     assert ("features", "-1: price", "+1: cost") in cells
-    assert ("forest click", "—", "31 trees, 8 features, 0.5") in cells
+    assert ("forest click", "—", "XGBoost, 31 trees, 8 features, 0.5") in cells
     assert ("metric ndcg@20", "—", "0.4125") in cells
     assert any(what == "feature definitions" for what, *_ in cells)
 

@@ -15,10 +15,11 @@ import pytest
 from numpy.typing import NDArray
 
 from recserve.bundle.v1.manifest_pb2 import CalibrationKind
+from recserve.exporters.bitsliced import compile_rankers
 from recserve.exporters.errors import ExportError
 from recserve.exporters.forest_parity import require_parity, verification_rows
-from recserve.exporters.lightgbm_text import parse_forest
 from recserve.exporters.ranker import CompiledRanker, compile_ranker
+from recserve.exporters.source_models import open_model
 from recserve.exporters.spec import CalibrationData, RankerSpec
 from recserve.kernels.native_forest import NativeForest
 
@@ -92,7 +93,7 @@ def spec_of(model: lightgbm.Booster | Path, **changes: Any) -> RankerSpec:
     """A spec whose calibration suits any objective."""
     rows = training_rows()
     data = CalibrationData(features=rows.astype(np.float32), labels=labels_of(rows))
-    spec = RankerSpec(objective="click", model=model, calibration="platt", calibration_data=data)
+    spec = RankerSpec(objective="click", model=model, calibration="platt", calibration_data=data, tl2cgen=True)
     return replace(spec, **changes)
 
 
@@ -102,6 +103,7 @@ def binary_spec(model: lightgbm.Booster | Path, **changes: Any) -> RankerSpec:
 
 def open_library(compiled: CompiledRanker) -> NativeForest:
     (native,) = compiled.forest.native
+    assert compiled.library is not None
     return NativeForest(compiled.library, compiled.forest.features, native.nan_to_zero, native.categorical)
 
 
@@ -160,6 +162,8 @@ def test_the_same_model_gives_the_same_library(tmp_path: Path) -> None:
     booster = train(rounds=2)
     first = compile_ranker(binary_spec(booster), NAMES, tmp_path / "a")
     second = compile_ranker(binary_spec(booster), NAMES, tmp_path / "b")
+    assert first.library is not None
+    assert second.library is not None
     assert first.library.read_bytes() == second.library.read_bytes()
 
 
@@ -195,6 +199,10 @@ def number_and_category() -> lightgbm.Booster:
 
 UNFOLLOWED: dict[str, tuple[Callable[[], lightgbm.Booster], str]] = {
     "linear leaves": (lambda: train(linear_tree=True, objective="regression"), "tree 0 has linear leaves"),
+    "several outputs": (lambda: train(objective="multiclass", num_class=2), "the model has 2 outputs"),
+    "no trees": (untrained, "the model has no trees"),
+}
+NOT_BY_TL2CGEN: dict[str, tuple[Callable[[], lightgbm.Booster], str]] = {
     "zero as missing": (
         lambda: train(zero_as_missing=True),
         r"feature \d \(Column_\d\) takes zeros for missing.*zero_as_missing=false",
@@ -203,8 +211,6 @@ UNFOLLOWED: dict[str, tuple[Callable[[], lightgbm.Booster], str]] = {
         lambda: train(boosting="rf", bagging_freq=1, bagging_fraction=0.5),
         "averages its trees",
     ),
-    "several outputs": (lambda: train(objective="multiclass", num_class=2), "the model has 2 outputs"),
-    "no trees": (untrained, "the model has no trees"),
     "number and category": (number_and_category, r"feature 2 \(Column_2\) is a number in some trees"),
 }
 
@@ -214,6 +220,25 @@ def test_refuses_what_cannot_be_followed(make: Callable[[], lightgbm.Booster], m
     with pytest.raises(ExportError, match=f"ranker 'click': .*{message}"):
         compile_ranker(spec_of(make()), NAMES, tmp_path / "ranker")
     assert not (tmp_path / "ranker").exists()
+
+
+@pytest.mark.parametrize(("make", "message"), NOT_BY_TL2CGEN.values(), ids=NOT_BY_TL2CGEN.keys())
+def test_says_why_there_is_no_library(make: Callable[[], lightgbm.Booster], message: str, tmp_path: Path) -> None:
+    booster = make()
+    compiled = compile_ranker(spec_of(booster), NAMES, tmp_path)
+    assert compiled.library is None
+    assert not compiled.forest.native
+    assert re.search(message, compiled.no_library)
+    rows = verification_rows(compiled.source.forest)
+    require_parity(compiled.source, compile_rankers([compiled.source]).predict, rows, engine="the forest")
+    assert compiled.source.ranking_margins(rows).tolist() == booster.predict(rows, raw_score=True).tolist()
+
+
+def test_no_compiler_is_needed_where_no_library_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiled = compile_ranker(binary_spec(train(rounds=1), tl2cgen=False), NAMES, tmp_path / "ranker")
+    assert (compiled.library, compiled.no_library) == (None, "")
+    assert [path.name for path in (tmp_path / "ranker").iterdir()] == ["model.click.txt"]
 
 
 def test_refuses_another_number_of_features(tmp_path: Path) -> None:
@@ -305,25 +330,27 @@ NUDGES = {
 
 @pytest.mark.parametrize(("key", "change"), NUDGES.values(), ids=NUDGES.keys())
 def test_parity_notices(compiled: CompiledRanker, key: str, change: Callable[[float], float]) -> None:
-    booster = lightgbm.Booster(model_file=str(compiled.model))
-    forest = parse_forest(compiled.model.read_text())
-    other = nudged(booster, key, change)
-    rows = verification_rows(forest)
-    require_parity(booster, open_library(compiled), rows)
-    with pytest.raises(ExportError, match=r"\d+ of \d+ verification rows differ"):
-        require_parity(other, open_library(compiled), rows)
+    model = open_model(compiled.model)
+    other = open_model(nudged(lightgbm.Booster(model_file=str(compiled.model)), key, change))
+    rows = verification_rows(model.forest)
+    require_parity(model, open_library(compiled).margins, rows, engine="the library")
+    with pytest.raises(
+        ExportError, match=r"the library does not answer as LightGBM does: \d+ of \d+ verification rows"
+    ):
+        require_parity(other, open_library(compiled).margins, rows, engine="the library")
 
 
 def test_parity_notices_categories_that_are_not_truncated(compiled: CompiledRanker) -> None:
-    booster = lightgbm.Booster(model_file=str(compiled.model))
+    model = open_model(compiled.model)
+    assert compiled.library is not None
     wrong = NativeForest(compiled.library, compiled.forest.features, nan_to_zero=[0], categorical=[])
     with pytest.raises(ExportError, match="does not answer as LightGBM does"):
-        require_parity(booster, wrong, verification_rows(parse_forest(compiled.model.read_text())))
+        require_parity(model, wrong.margins, verification_rows(model.forest), engine="the library")
 
 
 def test_verification_rows_reach_every_leaf(compiled: CompiledRanker) -> None:
     booster = lightgbm.Booster(model_file=str(compiled.model))
-    rows = verification_rows(parse_forest(compiled.model.read_text()))
+    rows = verification_rows(open_model(compiled.model).forest)
     leaves = booster.predict(rows, pred_leaf=True)
     reached = sum(len(np.unique(column)) for column in leaves.T)
     assert reached >= 0.95 * sum(tree["num_leaves"] for tree in booster.dump_model()["tree_info"])

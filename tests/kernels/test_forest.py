@@ -41,6 +41,7 @@ def random_forest(seed: int, trees: int = 12, leaves: int = 100, outputs: int = 
         zero=rng.integers(0, 3, count),
         sets=np.where(rng.random(count) < 0.2, rng.integers(0, len(sets), count), NUMERIC),
         categories=sets,
+        single=rng.random(count) < 0.5,
     )
     conditions = collect_conditions(nodes)
     pieces, starts = [], np.cumsum([0, *sizes])
@@ -63,6 +64,9 @@ def random_forest(seed: int, trees: int = 12, leaves: int = 100, outputs: int = 
         "leaves": np.array([piece.values for piece in pieces]).reshape(-1, 64),
         "output_bounds": np.array(bounds),
         "forest_bounds": np.array([0, outputs]),
+        "initials": rng.normal(size=outputs).astype(np.float32).astype(np.float64),
+        "divisors": rng.choice([1.0, 3.0, float(trees)], outputs),
+        "singles": rng.integers(0, 2, outputs, np.uint8),
     }
 
 
@@ -171,12 +175,14 @@ def test_requests_are_rows_put_together(forest: Forest, sizes: list[int]) -> Non
 
 @pytest.mark.parametrize("n", [1, 60, 300, 600])
 def test_float_sums_keep_their_bound(n: int) -> None:
-    forest = Forest(random_forest(11, trees=200, leaves=30))
+    arrays = random_forest(11, trees=200, leaves=30)
+    forest = Forest({**arrays, "singles": np.array([0, 1], np.uint8), "divisors": np.ones(2)})
     rows = random_rows(n, n)
     found = forest.predict(rows, float_sums=True)
     off = np.abs(found - forest.predict(rows))
     assert (off <= forest.float_error_bounds).all()
-    assert n == 1 or off.max() > 0
+    assert n == 1 or off[:, 0].max() > 0
+    assert forest.float_error_bounds[1] == 0
     assert same_bits(found, found.astype(np.float32).astype(np.float64))
 
 
@@ -252,6 +258,10 @@ def test_rows_outside_the_items_are_refused(forest: Forest) -> None:
         ("leaves", lambda a: a.astype(np.float32), "leaves: expected dtype float64"),
         ("output_bounds", lambda a: a + 1, "output_bounds: expected bounds that rise"),
         ("forest_bounds", lambda a: a[:0], "forest_bounds: expected at least 1 bounds"),
+        ("initials", lambda a: a[:0], "initials: expected shape"),
+        ("initials", lambda a: a * np.nan, "initials: expected finite"),
+        ("divisors", lambda a: a * 0, "divisors: expected finite numbers above 0"),
+        ("singles", lambda a: a + np.uint8(2), "singles: expected 0 or 1"),
     ],
 )
 def test_malformed_arrays_are_refused(

@@ -328,6 +328,7 @@ def forest(**changes: Any) -> manifest_pb2.Forest:
         "weight": 1.0,
         "features": 8,
         "model": "features.json",  # any listed file
+        "kind": manifest_pb2.LIGHTGBM,
         "calibration": manifest_pb2.Calibration(kind=manifest_pb2.SIGMOID, x=[1, 0]),
     }
     return manifest_pb2.Forest(**{**fields, **changes})
@@ -374,6 +375,7 @@ CONTRADICTIONS: list[tuple[str, Edit, str]] = [
     ("forest twice", lambda m: m.forests.extend([forest(), forest()]), "forests"),
     ("weight", lambda m: m.forests.append(forest(weight=float("nan"))), "forests[click].weight"),
     ("model absent", lambda m: m.forests.append(forest(model="x.txt")), "forests[click].model"),
+    ("model of no kind", lambda m: m.forests.append(forest(kind=0)), "forests[click].kind"),
     (
         "calibration unspecified",
         lambda m: m.forests.append(forest(calibration=calibration(0, []))),

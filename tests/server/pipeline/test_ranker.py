@@ -53,11 +53,12 @@ def ranker_files(
     directory = tmp_path_factory.mktemp("exported") / "ranker"
     labels = (np.nan_to_num(rows_of(3)[:, 1]) > 0).astype(float)
     data = CalibrationData(features=rows_of(3), labels=labels)
-    click = RankerSpec(objective="click", model=boosters["click"], weight=WEIGHTS["click"])
+    click = RankerSpec(objective="click", model=boosters["click"], weight=WEIGHTS["click"], tl2cgen=True)
     purchase = RankerSpec(
         objective="purchase",
         model=boosters["purchase"],
         weight=WEIGHTS["purchase"],
+        tl2cgen=True,
         calibration="isotonic",
         calibration_data=data,
     )
@@ -152,8 +153,9 @@ def test_a_file_that_is_no_library_is_refused(make_bundle: Callable[..., Bundle]
 def test_a_library_of_another_width_is_refused(
     make_bundle: Callable[..., Bundle], ranker_files: tuple[Path, list[Forest]], tmp_path: Path
 ) -> None:
-    spec = RankerSpec(objective="narrow", model=train(0, features=5))
+    spec = RankerSpec(objective="narrow", model=train(0, features=5), tl2cgen=True)
     narrow = compile_ranker(spec, NAMES[:5], tmp_path / "narrow").library
+    assert narrow is not None
     directory, _ = ranker_files
     target = directory / narrow.name
     target.write_bytes(narrow.read_bytes())
