@@ -1,0 +1,39 @@
+"""`python -m examples.online_retail --data transactions.parquet --out build/retail`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from recserve.server.bundle.errors import RecserveError
+
+
+def main() -> int:
+    """Run the example; 0, or 1 with a message where the data or the target cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m examples.online_retail", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the transactions: Parquet, CSV or Arrow")
+    parser.add_argument("--out", type=Path, default=Path("build/retail"), help="a directory of its own")
+    parser.add_argument("--replace", action="store_true", help="replace an earlier result in that directory")
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    try:
+        from examples.online_retail.run import BUNDLE, run  # noqa: PLC0415  PyTorch is optional, and slow to import
+    except ModuleNotFoundError as error:
+        console.print(f"{error}: pip install 'recserve[cpu,export,torch]'", style="red", highlight=False)
+        return 1
+    try:
+        if options.replace and (options.out / BUNDLE / "manifest.json").exists():
+            shutil.rmtree(options.out)
+        run(options.data, options.out, console=console)
+    except RecserveError as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
