@@ -14,7 +14,7 @@ BUILD_INPUTS := pyproject.toml setup.py build/files.txt \
 	$(shell find proto kernels -name '*.proto' -o -name '*.pyx' -o -name '*.pxi' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-all lint format bench clean FORCE
+.PHONY: help run demo test test-all sanitize lint format bench clean FORCE
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: $(TEST_READY) ## All tests but the slow ones, and lint
 test-all: $(TEST_READY) ## All tests, and lint
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest
+
+sanitize: $(TEST_READY) ## The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer; slow
+	$(BIN)/python tests/sanitize.py
 
 lint: $(TEST_READY) ## ruff and mypy
 	$(BIN)/ruff check .

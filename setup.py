@@ -27,6 +27,10 @@ DIRECTIVES = {
     "embedsignature": True,
 }
 
+# For `make sanitize`: kernels that stop at the first wrong access or undefined operation, built beside the others.
+SANITIZE = os.environ.get("RECSERVE_SANITIZE") == "1"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
 
 def packages() -> dict[str, str]:
     """Every package with its folder, relative to the root: `{"recserve.kernels": "kernels", ...}`."""
@@ -82,7 +86,11 @@ def extensions() -> list[Extension]:
                 ".".join(("recserve", *relative.with_suffix("").parts)),
                 [str(relative)],
                 include_dirs=["kernels/include"],
-                extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-Wall", "-Wno-unused-function"],
+                extra_compile_args=[
+                    *("-O3", "-std=c11", "-ffp-contract=off", "-Wall", "-Wno-unused-function"),
+                    *(("-O1", "-g1", *SANITIZERS) if SANITIZE else ()),
+                ],
+                extra_link_args=SANITIZERS if SANITIZE else [],
                 depends=[str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "include").glob("*.h")],
                 libraries=["m", "dl"],
             )
@@ -102,5 +110,8 @@ setup(
     package_data={"": ["py.typed", "*.pyi", "templates/*.html"]},
     ext_modules=extensions(),
     cmdclass={"build_py": BuildWithStubs},
-    options={"build_ext": {"parallel": os.cpu_count()}},
+    options={
+        "build_ext": {"parallel": os.cpu_count()},
+        "build": {"build_base": "build/sanitize" if SANITIZE else "build"},
+    },
 )

@@ -54,6 +54,13 @@ cdef extern from "forest.h" nogil:
         const uint8_t* singles
         const forest_node_t* nodes
         const int64_t* bundle_bounds
+        const uint32_t* joins
+        ptrdiff_t joined
+    ctypedef struct forest_trees_t:
+        forest_node_t* nodes
+        int64_t* bundle_bounds
+        uint32_t* joins
+        ptrdiff_t joined, most_joined
     ctypedef struct forest_scratch_t:
         uint8_t* bins
         uint64_t* masks
@@ -75,7 +82,7 @@ cdef extern from "forest.h" nogil:
         void (*few_margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, bint, double*) noexcept nogil
     const forest_variant_t* forest_variant_named(const char* name)
     ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
-    ptrdiff_t forest_unfold_all(const forest_t* forest, forest_node_t* nodes, int64_t* bundle_bounds)
+    ptrdiff_t forest_unfold_all(const forest_t* forest, forest_trees_t* trees)
     ptrdiff_t forest_few_rows(const forest_variant_t* variant, const forest_t* forest)
     void forest_walk(const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t row, bint single, double* out)
     void forest_gather(
@@ -242,23 +249,34 @@ cdef class Forest:
             singles=<const uint8_t*>address(arrays["singles"]),
             nodes=NULL,
             bundle_bounds=NULL,
+            joins=NULL,
+            joined=0,
         )
         self.unfold()
 
     cdef unfold(self):
         """The trees of the programs, for few rows; without them these are evaluated like many."""
         bundles = sum(-(-int(count) // FOREST_BUNDLE) for count in np.diff(self.arrays["output_bounds"]))
+        most_joined = min(bundles * FOREST_BUNDLE_NODES, layout.MAX_SLOTS)
         bounds = np.zeros(bundles + 1, np.int64)
-        nodes = np.empty((bundles * FOREST_BUNDLE_NODES, sizeof(forest_node_t)), np.uint8)
-        cdef ptrdiff_t count = forest_unfold_all(
-            &self.forest, <forest_node_t*>address(nodes), <int64_t*>address(bounds)
+        nodes = np.empty(bundles * FOREST_BUNDLE_NODES, np.uint64)
+        joins = np.empty((most_joined, 2), np.uint32)
+        cdef forest_trees_t trees = forest_trees_t(
+            nodes=<forest_node_t*>address(nodes),
+            bundle_bounds=<int64_t*>address(bounds),
+            joins=<uint32_t*>address(joins),
+            joined=0,
+            most_joined=most_joined,
         )
+        cdef ptrdiff_t count = forest_unfold_all(&self.forest, &trees)
         if count < 0:
             return
-        kept = aligned_copy(nodes[:count])
-        self.derived += [kept, bounds]
-        self.forest.nodes = <const forest_node_t*>address(kept)
-        self.forest.bundle_bounds = <const int64_t*>address(bounds)
+        kept = [aligned_copy(nodes[:count]), bounds, aligned_copy(joins[:trees.joined])]
+        self.derived += kept
+        self.forest.nodes = <const forest_node_t*>address(kept[0])
+        self.forest.bundle_bounds = <const int64_t*>address(kept[1])
+        self.forest.joins = <const uint32_t*>address(kept[2])
+        self.forest.joined = trees.joined
 
     cdef Scratch take(self):
         """Scratch for a call, from the shelf or new."""
@@ -266,19 +284,24 @@ cdef class Forest:
             return self.shelf.pop()
         scratch = Scratch()
         sizes = [
-            self.columns * FOREST_MAX_ROWS, self.slots * (FOREST_MAX_ROWS // 8), FOREST_BATCH * FOREST_MAX_ROWS,
-            8 * FOREST_MAX_ROWS, (FOREST_LEAVES + FOREST_BUNDLE_NODES) * FOREST_FEW_ROWS,
+            self.columns * FOREST_MAX_ROWS,
+            self.slots * (FOREST_MAX_ROWS // 8) + 4 * self.forest.joined,
+            FOREST_BATCH * FOREST_MAX_ROWS,
+            8 * FOREST_MAX_ROWS,
+            (FOREST_LEAVES + FOREST_BUNDLE_NODES) * FOREST_FEW_ROWS,
             self.columns,
         ]
-        scratch.memory = aligned(sum(sizes))
-        scratch.memory[:] = 0  # bins behind the last row are read, and may be anything but uninitialised
-        cdef uint8_t* start = <uint8_t*>address(scratch.memory)
-        scratch.parts.bins = start
-        scratch.parts.masks = <uint64_t*>(start + <ptrdiff_t>sizes[0])
-        scratch.parts.numbers = start + <ptrdiff_t>(sizes[0] + sizes[1])
-        scratch.parts.sums = <double*>(start + <ptrdiff_t>(sizes[0] + sizes[1] + sizes[2]))
-        scratch.parts.values = start + <ptrdiff_t>sum(sizes[:4])
-        scratch.request_bins = start + <ptrdiff_t>sum(sizes[:5])
+        # One array each, so that a sanitizer sees where they end; zeros, as bins behind the last row are read as well.
+        scratch.memory = [aligned(size) for size in sizes]
+        for part in scratch.memory:
+            part[:] = 0
+        bins, masks, numbers, sums, values, request_bins = scratch.memory
+        scratch.parts.bins = <uint8_t*>address(bins)
+        scratch.parts.masks = <uint64_t*>address(masks)
+        scratch.parts.numbers = <uint8_t*>address(numbers)
+        scratch.parts.sums = <double*>address(sums)
+        scratch.parts.values = <uint8_t*>address(values)
+        scratch.request_bins = <uint8_t*>address(request_bins)
         return scratch
 
     @staticmethod

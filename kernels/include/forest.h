@@ -77,12 +77,22 @@ typedef struct {
     const uint8_t *singles; /* [outputs]: whether leaves and sums are float32 */
     const forest_node_t *nodes; /* of bundles of up to FOREST_BUNDLE pieces of an output, roots first; may be NULL */
     const int64_t *bundle_bounds; /* [bundles + 1] into nodes */
+    const uint32_t *joins; /* [joined, 2]: conditions of nodes, behind the others, that hold where either of two does */
+    ptrdiff_t joined;
 } forest_t;
+
+/* Where forest_unfold writes: nodes, bounds and joins, and how many joins there are and may be. */
+typedef struct {
+    forest_node_t *nodes;
+    int64_t *bundle_bounds;
+    uint32_t *joins;
+    ptrdiff_t joined, most_joined;
+} forest_trees_t;
 
 /* Scratch of one call, for blocks of up to FOREST_MAX_ROWS rows; every part starts on a cache line. */
 typedef struct {
     uint8_t *bins;    /* [columns, 64 * groups] */
-    uint64_t *masks;  /* [slots, groups] */
+    uint64_t *masks;  /* [slots, groups]; for few rows uint32 [conditions and joins] */
     uint8_t *numbers; /* [FOREST_BATCH, 64 * groups] leaf numbers */
     double *sums;     /* [64 * groups]; floats where sums are float32 */
     uint8_t *values;  /* [FOREST_LEAVES + FOREST_BUNDLE_NODES, FOREST_FEW_ROWS] leaf numbers below each leaf and node */
@@ -183,10 +193,30 @@ static int forest_child(const forest_state_t *state, uint32_t first, uint32_t c,
     return open ? -1 : leaf;
 }
 
+/* The condition that a slot stands for in a node: itself, or joins where it is a result `this ? 1 : next`, `next` being
+ * a condition or another such result. 0 where it is anything else or there is no room. */
+static uint32_t forest_join(forest_trees_t *trees, const uint32_t *ops, uint32_t first, uint32_t slot) {
+    uint32_t joined = 0;
+    while (slot >= first) {
+        const uint32_t *op = ops + 3 * (size_t)(slot - first);
+        if (op[0] >= first || op[1] != 1 || trees->joined == trees->most_joined) return 0;
+        trees->joins[2 * trees->joined] = joined;
+        trees->joins[2 * trees->joined + 1] = op[0];
+        joined = first + (uint32_t)trees->joined++;
+        slot = op[2];
+    }
+    if (joined == 0) return slot;
+    if (trees->joined == trees->most_joined) return 0;
+    trees->joins[2 * trees->joined] = joined;
+    trees->joins[2 * trees->joined + 1] = slot;
+    return first + (uint32_t)trees->joined++;
+}
+
 /* Turns the programs of a bundle back into trees: splits the planes of each leaf number by the condition that decides
- * the last operation, until they are constants. Gives the nodes' number, or 0 where there is an operation on a result
- * of another or where there would be more than FOREST_BUNDLE_NODES. */
-static ptrdiff_t forest_unfold(const forest_t *forest, int64_t piece, ptrdiff_t count, forest_node_t *nodes) {
+ * the last operation, until they are constants. Gives the nodes' number, or 0 where a condition is no join or where
+ * there would be more than FOREST_BUNDLE_NODES. */
+static ptrdiff_t forest_unfold(const forest_t *forest, int64_t piece, ptrdiff_t count, forest_trees_t *trees,
+                               forest_node_t *nodes) {
     const uint32_t first = (uint32_t)(FOREST_FIRST_CONDITION + forest->ranges + forest->sets);
     forest_state_t states[FOREST_BUNDLE_NODES];
     ptrdiff_t n = count;
@@ -198,7 +228,8 @@ static ptrdiff_t forest_unfold(const forest_t *forest, int64_t piece, ptrdiff_t 
         uint32_t last = 0;
         for (int p = 0; p < FOREST_PLANES; p++) last = states[i].planes[p] > last ? states[i].planes[p] : last;
         const uint32_t c = last >= first ? states[i].ops[3 * (size_t)(last - first)] : last;
-        if (c >= first) return 0;
+        const uint32_t condition = forest_join(trees, states[i].ops, first, c);
+        if (c >= first && condition == 0) return 0;
         unsigned children[2];
         for (int side = 0; side < 2; side++) {
             forest_state_t child;
@@ -207,26 +238,26 @@ static ptrdiff_t forest_unfold(const forest_t *forest, int64_t piece, ptrdiff_t 
             children[side] = FOREST_FEW_ROWS * (unsigned)(leaf < 0 ? FOREST_LEAVES + n : leaf);
             if (leaf < 0) states[n++] = child;
         }
-        nodes[i] = forest_node(c, children[1], children[0]);
+        nodes[i] = forest_node(condition, children[1], children[0]);
     }
     return n;
 }
 
-/* Fills `nodes` and `bundle_bounds`, which have room for FOREST_BUNDLE_NODES for each bundle; returns how many nodes
- * there are, or -1 where a bundle cannot be unfolded. */
-static ptrdiff_t forest_unfold_all(const forest_t *forest, forest_node_t *nodes, int64_t *bundle_bounds) {
-    ptrdiff_t bundle = 0;
-    bundle_bounds[0] = 0;
+/* Unfolds all bundles into arrays with room for FOREST_BUNDLE_NODES nodes for each; returns how many nodes there are, or
+ * -1 where a bundle cannot be unfolded. */
+static ptrdiff_t forest_unfold_all(const forest_t *forest, forest_trees_t *trees) {
+    int64_t *bound = trees->bundle_bounds;
+    *bound = 0;
     for (ptrdiff_t k = 0; k < forest->outputs; k++)
         for (int64_t piece = forest->output_bounds[k]; piece < forest->output_bounds[k + 1]; piece += FOREST_BUNDLE) {
             const int64_t left = forest->output_bounds[k + 1] - piece;
-            const ptrdiff_t size = forest_unfold(forest, piece, left < FOREST_BUNDLE ? left : FOREST_BUNDLE,
-                                                 nodes + bundle_bounds[bundle]);
+            const ptrdiff_t size = forest_unfold(forest, piece, left < FOREST_BUNDLE ? left : FOREST_BUNDLE, trees,
+                                                 trees->nodes + *bound);
             if (size == 0) return -1;
-            bundle_bounds[bundle + 1] = bundle_bounds[bundle] + size;
-            bundle++;
+            bound[1] = bound[0] + size;
+            bound++;
         }
-    return bundle_bounds[bundle];
+    return *bound;
 }
 
 /* How many rows a block of few may have; more, and all rows of a forest without nodes, are evaluated in groups. */

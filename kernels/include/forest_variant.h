@@ -376,6 +376,9 @@ FOREST_TARGET static void FOREST_NAME(few_conditions)(const forest_t *forest, co
         for (int64_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++)
             sets[s] = FOREST_NAME(few_set)(bins, forest->set_bits + s * FOREST_SET_BYTES);
     }
+    uint32_t *const joins = sets + forest->sets;
+    for (ptrdiff_t i = 0; i < forest->joined; i++)
+        joins[i] = masks[forest->joins[2 * i]] | masks[forest->joins[2 * i + 1]];
 }
 
 /* ---- Programs ---- */

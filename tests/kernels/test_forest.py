@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from recserve.exporters.forest_decisions import NUMERIC, Nodes, collect_conditions
 from recserve.exporters.forest_program import Tree, compile_tree
 from recserve.kernels import forest as kernel
-from recserve.kernels._forest_arrays import FIRST_CONDITION
+from recserve.kernels._forest_arrays import FIRST_CONDITION, NAMES
 from recserve.kernels.forest import Forest
 from recserve.kernels.reference.forest import Forest as Reference
 
@@ -27,13 +29,18 @@ FEATURES = 6
 Arrays = dict[str, NDArray[Any]]
 
 
-def random_forest(seed: int, trees: int = 12, leaves: int = 100, outputs: int = 2, thresholds: int = 300) -> Arrays:
-    """A forest of random trees: numeric nodes with all rules for NaN and zero, and category nodes."""
+def random_forest(
+    seed: int, trees: int = 12, leaves: int = 100, outputs: int = 2, thresholds: int = 300, categories: int = 400
+) -> Arrays:
+    """A forest of random trees: numeric nodes with all rules for NaN and zero, and category nodes.
+
+    Decisions over more than 254 categories take several conditions.
+    """
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, leaves + 1, trees) - 1
     count = int(sizes.sum())
     grid = np.sort(rng.normal(size=thresholds)) if thresholds else np.zeros(1)
-    sets = [np.unique(rng.integers(0, 400, rng.integers(1, 200))) for _ in range(5)]
+    sets = [np.unique(rng.integers(0, categories, rng.integers(1, categories // 2))) for _ in range(5)]
     nodes = Nodes(
         features=rng.integers(0, FEATURES, count),
         thresholds=rng.choice(grid, count),
@@ -107,14 +114,93 @@ def forest() -> Forest:
     leaves=st.integers(1, 150),
     thresholds=st.integers(0, 700),
     outputs=st.integers(1, 3),
+    categories=st.sampled_from([60, 400]),
     dtype=st.sampled_from([np.float32, np.float64]),
 )
 def test_the_reference_agrees(
-    seed: int, n: int, leaves: int, thresholds: int, outputs: int, dtype: type[np.floating]
+    seed: int, n: int, leaves: int, thresholds: int, outputs: int, categories: int, dtype: type[np.floating]
 ) -> None:
-    arrays = random_forest(seed, 8, leaves, outputs, thresholds)
+    arrays = random_forest(seed, 8, leaves, outputs, thresholds, categories)
     rows = random_rows(seed, n, dtype)
     assert same_bits(Forest(arrays).predict(rows), Reference(arrays).predict(rows))
+
+
+@pytest.mark.parametrize("categories", [60, 400])
+@pytest.mark.parametrize("leaves", [1, 64, 150])
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33])
+def test_few_rows_are_rows_like_all_others(n: int, leaves: int, categories: int) -> None:
+    arrays = random_forest(n, 23, leaves, 3, categories=categories)
+    forest, rows = Forest(arrays), random_rows(n, 300)
+    few = np.ascontiguousarray(rows[-n:])
+    assert same_bits(forest.predict(few), Reference(arrays).predict(few))
+    # Float sums are rounded differently from the exact ones, but always in the same way.
+    assert same_bits(forest.predict(few, float_sums=True), forest.predict(rows, float_sums=True)[-n:])
+
+
+def programs(ops: list[tuple[int, int, int]], planes: list[int]) -> Arrays:
+    """A forest of one piece over six features; slots 2 to 7 are "feature i is at most 0", operations start at 8."""
+    return {
+        "features": np.array([FEATURES]),
+        "column_features": np.arange(FEATURES, dtype=np.int32),
+        "threshold_bounds": np.arange(FEATURES + 1),
+        "thresholds": np.zeros(FEATURES),
+        "range_bounds": np.arange(FEATURES + 1),
+        "range_lows": np.zeros(FEATURES, np.uint8),
+        "range_widths": np.zeros(FEATURES, np.uint8),
+        "set_bounds": np.zeros(FEATURES + 1, np.int64),
+        "set_bits": np.empty((0, 32), np.uint8),
+        "op_bounds": np.array([0, len(ops)]),
+        "ops": np.array(ops, np.uint32).reshape(-1, 3),
+        "planes": np.array([planes], np.uint32),
+        "leaves": np.random.default_rng(0).normal(size=(1, 64)),
+        "output_bounds": np.array([0, 1]),
+        "forest_bounds": np.array([0, 1]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("ops", "planes"),
+    [
+        ([], [0] * 6),
+        ([], [1, 0, 1, 1, 1, 1]),
+        ([], [7, 6, 5, 4, 3, 2]),
+        ([(2, 1, 3), (8, 4, 5)], [9, 8, 2, 0, 1, 3]),
+        ([(2, 1, 3), (4, 1, 8), (5, 1, 9), (10, 6, 7)], [11, 10, 9, 8, 0, 1]),
+        ([(2, 3, 0), (8, 4, 5)], [9, 8, 2, 0, 1, 3]),
+        ([(2, 3, 1), (8, 0, 1), (9, 1, 8), (10, 4, 8)], [11, 10, 9, 8, 7, 0]),
+    ],
+    ids=["constant", "other constant", "conditions", "join", "long join", "conjunction", "deep"],
+)
+@pytest.mark.parametrize("n", [1, 20, 200])
+def test_programs_need_not_come_from_trees(n: int, ops: list[tuple[int, int, int]], planes: list[int]) -> None:
+    arrays, rows = programs(ops, planes), random_rows(n, n)
+    assert same_bits(Forest(arrays).predict(rows), Reference(arrays).predict(rows))
+
+
+def test_programs_may_be_trees_too_large_to_walk() -> None:
+    """The sum of 40 conditions modulo 64: as a tree it would have millions of nodes."""
+    plain = programs([], [0] * 6)
+    thresholds, rng = np.linspace(-1, 1, 40), np.random.default_rng(3)
+    column = {
+        "column_features": np.zeros(1, np.int32),
+        **{f"{name}_bounds": np.array([0, 40]) for name in ("threshold", "range")},
+        "set_bounds": np.zeros(2, np.int64),
+        "thresholds": thresholds,
+        "range_lows": rng.permutation(40).astype(np.uint8),
+        "range_widths": rng.integers(0, 5, 40).astype(np.uint8),
+    }
+    ops, planes = [], [0] * 6
+    for condition in range(2, 42):
+        carry = condition
+        for bit in range(6):
+            old, start = planes[bit], 42 + len(ops)
+            ops += [(old, 0, 1), (carry, start, old), (carry, old, 0)]
+            planes[bit], carry = start + 1, start + 2
+    counter = {"op_bounds": np.array([0, len(ops)]), "ops": np.array(ops, np.uint32), "planes": np.uint32([planes])}
+    arrays = {**plain, **column, **counter}
+    for n in (1, 20, 200):
+        rows = random_rows(n, n)
+        assert same_bits(Forest(arrays).predict(rows), Reference(arrays).predict(rows))
 
 
 def test_every_variant_gives_the_same_bits(tmp_path: Path, forest: Forest) -> None:
@@ -124,9 +210,12 @@ def test_every_variant_gives_the_same_bits(tmp_path: Path, forest: Forest) -> No
     script = (
         "import sys, numpy as np; from recserve.kernels.forest import Forest; "
         "forest, rows = Forest.load(sys.argv[1]), np.load(sys.argv[2]); "
-        "sys.stdout.buffer.write(forest.predict(rows).tobytes() + forest.predict(rows, float_sums=True).tobytes())"
+        "sys.stdout.buffer.write(b''.join(forest.predict(rows[:n], float_sums=single).tobytes() "
+        "for n in (600, 20, 1) for single in (False, True)))"
     )
-    expected = forest.predict(rows).tobytes() + forest.predict(rows, float_sums=True).tobytes()
+    expected = b"".join(
+        forest.predict(rows[:n], float_sums=single).tobytes() for n in (600, 20, 1) for single in (False, True)
+    )
     command = [sys.executable, "-c", script, str(tmp_path / "forest"), str(tmp_path / "rows.npy")]
     for variant in kernel.CPU_VARIANTS:
         done = subprocess.run(command, env=os.environ | {"RECSERVE_CPU": variant}, capture_output=True, check=True)
@@ -276,28 +365,114 @@ def test_missing_arrays_are_refused(forest: Forest) -> None:
         Forest({name: array for name, array in forest.arrays.items() if name != "ops"})
 
 
-def damaged(folder: Path, rng: np.random.Generator) -> None:
-    """Change some bytes of a saved forest, or cut off the end of a file."""
-    files = sorted(folder.iterdir())
-    for _ in range(rng.integers(1, 4)):
-        path = files[rng.integers(len(files))]
-        content = bytearray(path.read_bytes())
-        if rng.random() < 0.2:
-            content = content[: rng.integers(len(content) + 1)]
-        else:
+def damage_file(path: Path, rng: np.random.Generator) -> None:
+    """Change some bytes of a file, more often than not in its header, or cut it, or write its middle twice."""
+    content = bytearray(path.read_bytes())
+    start, end = np.sort(rng.integers(len(content) + 1, size=2))
+    match rng.integers(8):
+        case 0:
+            del content[end:]
+        case 1:
+            content[start:start] = content[start:end]
+        case _:
             for _ in range(rng.integers(1, 4)):
-                place = rng.integers(len(content)) if rng.random() < 0.7 else rng.integers(min(len(content), 140))
-                content[place : place + 1] = bytes([rng.integers(256)])
-        path.write_bytes(bytes(content))
+                content[rng.integers(len(content) if rng.random() < 0.5 else 128)] = rng.integers(256)
+    path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_damaged_files_are_an_error_or_a_forest(tmp_path: Path, seed: int) -> None:
-    folder = tmp_path / "forest"
-    Forest(random_forest(seed, trees=3, leaves=70)).save(folder)
-    damaged(folder, np.random.default_rng(seed))
+def damage_array(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """The array of another length, order, shape, dtype or layout, or with values that are wrong or extreme."""
+    length = rng.integers(len(array) + 1)
+    misaligned = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)  # nor initialised
+    changes: list[Callable[[], NDArray[Any]]] = [
+        lambda: np.asfortranarray(array) if array.ndim > 1 else np.repeat(array, 2)[::2],
+        lambda: array.astype(rng.choice(["f4", "f8", "i4", "u4", "i8", "u1", ">i8", "bool", "object"])),
+        array[:length].copy,
+        lambda: np.concatenate((array, array[: length + 1])),
+        lambda: rng.permutation(array),
+        lambda: array[np.newaxis],
+        lambda: array.reshape(-1),
+        lambda: misaligned,
+        *[lambda: damage_values(array, rng)] * 6,
+    ]
+    return changes[rng.integers(len(changes))]()
+
+
+def damage_values(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    changed = array.copy()
+    flat = changed.reshape(-1)
+    if flat.size:
+        place = rng.integers(flat.size)
+        match rng.integers(3):
+            case 0:
+                flat.view(np.uint8)[rng.integers(changed.nbytes, size=3)] = rng.integers(256, size=3)
+            case 1:
+                flat[place] += rng.choice([1, 2, 64, 255]).astype(flat.dtype)
+            case _:
+                real = flat.dtype.kind == "f"
+                limits = np.finfo(flat.dtype) if real else np.iinfo(flat.dtype)
+                flat[place] = rng.choice([0, limits.min, limits.max, *([np.nan, np.inf] if real else [])])
+    return changed
+
+
+def is_refused(make: Callable[[], Forest], names: set[str]) -> bool:
+    """Whether the forest is refused, by an error that says one of the names; if not, it must be sound."""
+    error = ""
     try:
-        forest = Forest.load(folder)
-    except (OSError, TypeError, ValueError):
-        return
-    forest.predict(np.ascontiguousarray(np.resize(random_rows(seed, 100), (100, forest.features))))
+        forest = make()
+    except (OSError, TypeError, ValueError) as refusal:
+        error = str(refusal)
+    if error:
+        assert any(name in error for name in names), error
+        return True
+    if forest.features <= 1000:
+        for n in (1, 20, 70):
+            rows = np.ascontiguousarray(np.resize(random_rows(n, n), (n, forest.features)))
+            # Not the bits: NaN has many patterns, and an addition may choose among them.
+            np.testing.assert_array_equal(forest.predict(rows), Reference(forest.arrays).predict(rows))
+    return False
+
+
+def fuzz(attempt: Callable[[int], bool], cases: int, seconds: float) -> None:
+    """Make attempts until either runs out; some forests must be refused, and some not."""
+    end = time.monotonic() + seconds
+    refused = [attempt(case) for case in range(cases) if time.monotonic() < end]
+    assert 0 < sum(refused) < len(refused)
+
+
+FUZZ = pytest.mark.parametrize(
+    ("cases", "seconds"), [(200, 20), pytest.param(20_000, 120, marks=pytest.mark.slow)], ids=["some", "many"]
+)
+
+
+@FUZZ
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+def test_fuzzed_arrays_are_refused_or_a_forest(cases: int, seconds: float) -> None:
+    rng = np.random.default_rng(cases)
+    bases = [random_forest(seed, trees=3, leaves=70, categories=(60, 400)[seed % 2]) for seed in range(4)]
+
+    def attempt(case: int) -> bool:
+        base = bases[case % len(bases)]
+        changed = {name: damage_array(base[name], rng) for name in rng.choice(NAMES, rng.integers(1, 3))}
+        return is_refused(lambda: Forest({**base, **changed}), set(NAMES))
+
+    fuzz(attempt, cases, seconds)
+
+
+@FUZZ
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+def test_fuzzed_files_are_refused_or_a_forest(tmp_path: Path, cases: int, seconds: float) -> None:
+    rng = np.random.default_rng(cases)
+    original = tmp_path / "original"
+    Forest(random_forest(5, trees=3, leaves=70)).save(original)
+    files = sorted(original.iterdir())
+
+    def attempt(case: int) -> bool:
+        folder = shutil.copytree(original, tmp_path / str(case))
+        for place in rng.choice(len(files), rng.integers(1, 3), replace=False):
+            damage_file(folder / files[place].name, rng)
+        refused = is_refused(lambda: Forest.load(folder), {*NAMES, "version"})
+        shutil.rmtree(folder)
+        return refused
+
+    fuzz(attempt, cases, seconds)
