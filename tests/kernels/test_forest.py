@@ -155,6 +155,9 @@ def programs(ops: list[tuple[int, int, int]], planes: list[int]) -> Arrays:
         "leaves": np.random.default_rng(0).normal(size=(1, 64)),
         "output_bounds": np.array([0, 1]),
         "forest_bounds": np.array([0, 1]),
+        "initials": np.zeros(1),
+        "divisors": np.ones(1),
+        "singles": np.zeros(1, np.uint8),
     }
 
 
