@@ -10,6 +10,13 @@
  * wrap around and so include NaN, or as a set of 256 bits. A piece is a tree, or one of the parts into which a tree of
  * more than 64 leaves is cut; rows that end in another part get the value +0.0. Sums start at +0.0 and therefore never
  * become -0.0, so adding +0.0 changes no bit.
+ *
+ * Blocks of up to 32 rows would leave most of those bits unused. For them the programs are unfolded into trees at load:
+ *
+ *   masks       uint32 [conditions]      a bit a row
+ *   nodes       of up to four pieces, last first: a byte a row, the left or the right child's leaf number
+ *
+ * and a single row goes down the trees. Numbers, values and the order of additions are the same.
  */
 #ifndef RECSERVE_FOREST_H
 #define RECSERVE_FOREST_H
