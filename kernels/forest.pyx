@@ -14,7 +14,6 @@ import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
 
 from recserve.kernels import _forest_arrays as layout
 from recserve.kernels._arrays import check_array, check_rows
@@ -78,12 +77,16 @@ cdef extern from "forest.h" nogil:
         ) noexcept nogil
         void (*margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
         void (*margins32)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
-        void (*few_conditions)(const forest_t*, const forest_scratch_t*) noexcept nogil
+        void (*few_conditions)(const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t) noexcept nogil
+        void (*few_constants)(
+            const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, const uint8_t*
+        ) noexcept nogil
         void (*few_margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, bint, double*) noexcept nogil
     const forest_variant_t* forest_variant_named(const char* name)
     ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
     ptrdiff_t forest_unfold_all(const forest_t* forest, forest_trees_t* trees)
     ptrdiff_t forest_few_rows(const forest_variant_t* variant, const forest_t* forest)
+    void forest_join_masks(const forest_t* forest, const forest_scratch_t* scratch)
     void forest_walk(const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t row, bint single, double* out)
     void forest_gather(
         const uint8_t* table, const int64_t* rows, ptrdiff_t n, const int32_t* columns, ptrdiff_t count,
@@ -328,6 +331,7 @@ cdef class Forest:
                 size = min(n - start, 64 * groups)
                 self.bin_block(values, single, start, size, scratch.parts.bins, 64 * groups)
                 if size <= forest_few_rows(variant, &self.forest):
+                    variant.few_conditions(&self.forest, &scratch.parts, columns, self.columns)
                     few_margins(&self.forest, &scratch.parts, size, float_sums, out + start * self.outputs)
                 else:
                     variant.conditions(&self.forest, &scratch.parts, columns, self.columns, groups)
@@ -505,9 +509,9 @@ cdef void block_margins(
 cdef void few_margins(
     const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t n, bint float_sums, double* out
 ) noexcept nogil:
-    """Margins of a block of few rows from its bins."""
+    """Margins of a block of few rows whose conditions have been evaluated."""
     cdef ptrdiff_t row
-    variant.few_conditions(forest, scratch)
+    forest_join_masks(forest, scratch)
     if n <= FOREST_WALKED_ROWS:
         for row in range(n):
             forest_walk(forest, scratch, row, float_sums, out + row * forest.outputs)
@@ -520,7 +524,7 @@ cdef void evaluate_request(
     const int64_t* rows, ptrdiff_t n, const float* crosses, bint float_sums, double* out
 ) noexcept nogil:
     """Margins of one request's candidates, block by block."""
-    cdef ptrdiff_t i, size, groups, width, start = 0
+    cdef ptrdiff_t i, size, groups, width, varying, start = 0
     for i in range(request.request_count):
         variant.bin32(forest, request.request_columns[i], constants + request.request_places[i], 1, 1,
                       request.bins + i)
@@ -535,14 +539,13 @@ cdef void evaluate_request(
                 forest, request.cross_columns[i], crosses + start * request.cross_stride + request.cross_places[i],
                 request.cross_stride, size, scratch.bins + request.cross_columns[i] * width,
             )
+        varying = request.item_count + request.cross_count
         if size <= forest_few_rows(variant, forest):
-            for i in range(request.request_count):
-                memset(scratch.bins + request.request_columns[i] * width, request.bins[i], FOREST_FEW_ROWS)
+            variant.few_conditions(forest, scratch, request.varying_columns, varying)
+            variant.few_constants(forest, scratch, request.request_columns, request.request_count, request.bins)
             few_margins(forest, scratch, size, float_sums, out + start * forest.outputs)
         else:
-            variant.conditions(
-                forest, scratch, request.varying_columns, request.item_count + request.cross_count, groups
-            )
+            variant.conditions(forest, scratch, request.varying_columns, varying, groups)
             variant.constants(forest, scratch, request.request_columns, request.request_count, request.bins, groups)
             block_margins(forest, scratch, groups, size, float_sums, out + start * forest.outputs)
         start += size

@@ -10,6 +10,13 @@
  * A condition tells bins that go left from bins that do not, either as a range, (uint8)(bin - low) <= width, which may
  * wrap around and so include NaN, or as a set of 256 bits. A piece is a tree, or one of the parts into which a tree of
  * more than 64 leaves is cut; rows that end in another part get the value -0.0, whose addition changes no bit.
+ *
+ * Blocks of up to 32 rows would leave most of those bits unused. For them the programs are unfolded into trees at load:
+ *
+ *   masks       uint32 [conditions]      a bit a row
+ *   nodes       of up to four pieces, last first: a byte a row, the left or the right child's leaf number
+ *
+ * and a single row goes down the trees. Numbers, values and the order of additions are the same.
  */
 #ifndef RECSERVE_FOREST_H
 #define RECSERVE_FOREST_H
@@ -117,11 +124,14 @@ typedef struct {
     /* The same with leaves and sums in float32. */
     void (*margins32)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
                       double *out);
-    /* Both for up to FOREST_FEW_ROWS rows, whose bins lie 64 apart, of a forest with nodes: each mask is
-     * a word of 32 bits. */
-    void (*few_conditions)(const forest_t *forest, const forest_scratch_t *scratch);
+    /* The same three for up to FOREST_FEW_ROWS rows, whose bins lie 64 apart, of a forest with nodes: each mask is a
+     * word of 32 bits. Between the second and the third comes forest_join_masks. The third is NULL in portable C, which
+     * has no instruction that makes bytes of bits. */
+    void (*few_conditions)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
+                           ptrdiff_t count);
+    void (*few_constants)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
+                          ptrdiff_t count, const uint8_t *bins);
     void (*few_margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t n, int single, double *out);
-    /* NULL in portable C, which has no instruction that makes bytes of bits. */
     /* Groups of 64 rows that a block may have, largest first; ends in 0. */
     ptrdiff_t groups[4];
 } forest_variant_t;
@@ -264,6 +274,16 @@ static ptrdiff_t forest_unfold_all(const forest_t *forest, forest_trees_t *trees
 static ptrdiff_t forest_few_rows(const forest_variant_t *variant, const forest_t *forest) {
     if (forest->nodes == NULL) return 0;
     return variant->few_margins == NULL ? FOREST_WALKED_ROWS : FOREST_FEW_ROWS;
+}
+
+/* Completes the masks of few rows by slots 0 and 1 and the joins. */
+static void forest_join_masks(const forest_t *forest, const forest_scratch_t *scratch) {
+    uint32_t *const masks = (uint32_t *)scratch->masks;
+    uint32_t *const joins = masks + FOREST_FIRST_CONDITION + forest->ranges + forest->sets;
+    masks[0] = 0;
+    masks[1] = ~(uint32_t)0;
+    for (ptrdiff_t i = 0; i < forest->joined; i++)
+        joins[i] = masks[forest->joins[2 * i]] | masks[forest->joins[2 * i + 1]];
 }
 
 /* The number of one row's leaf in the piece at `place` of a bundle, from the masks of few_conditions. */

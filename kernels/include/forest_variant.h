@@ -362,13 +362,12 @@ FOREST_INLINE uint32_t FOREST_NAME(few_set)(const uint8_t *bins, const uint8_t *
 #endif
 }
 
-FOREST_TARGET static void FOREST_NAME(few_conditions)(const forest_t *forest, const forest_scratch_t *scratch) {
-    uint32_t *const masks = (uint32_t *)scratch->masks;
-    masks[0] = 0;
-    masks[1] = ~(uint32_t)0;
-    uint32_t *const ranges = masks + FOREST_FIRST_CONDITION;
+FOREST_TARGET static void FOREST_NAME(few_conditions)(const forest_t *forest, const forest_scratch_t *scratch,
+                                                      const int32_t *columns, ptrdiff_t count) {
+    uint32_t *const ranges = (uint32_t *)scratch->masks + FOREST_FIRST_CONDITION;
     uint32_t *const sets = ranges + forest->ranges;
-    for (ptrdiff_t column = 0; column < forest->columns; column++) {
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const ptrdiff_t column = columns[i];
         const uint8_t *bins = scratch->bins + column * 64;
         const int64_t start = forest->range_bounds[column], end = forest->range_bounds[column + 1];
         FOREST_NAME(few_ranges)(bins, forest->range_lows + start, forest->range_widths + start, end - start,
@@ -376,9 +375,21 @@ FOREST_TARGET static void FOREST_NAME(few_conditions)(const forest_t *forest, co
         for (int64_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++)
             sets[s] = FOREST_NAME(few_set)(bins, forest->set_bits + s * FOREST_SET_BYTES);
     }
-    uint32_t *const joins = sets + forest->sets;
-    for (ptrdiff_t i = 0; i < forest->joined; i++)
-        joins[i] = masks[forest->joins[2 * i]] | masks[forest->joins[2 * i + 1]];
+}
+
+FOREST_TARGET static void FOREST_NAME(few_constants)(const forest_t *forest, const forest_scratch_t *scratch,
+                                                     const int32_t *columns, ptrdiff_t count, const uint8_t *bins) {
+    uint32_t *restrict const ranges = (uint32_t *)scratch->masks + FOREST_FIRST_CONDITION;
+    uint32_t *const sets = ranges + forest->ranges;
+    const uint8_t *const lows = forest->range_lows, *const widths = forest->range_widths;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const ptrdiff_t column = columns[i];
+        const uint8_t bin = bins[i];
+        for (int64_t r = forest->range_bounds[column], end = forest->range_bounds[column + 1]; r < end; r++)
+            ranges[r] = -(uint32_t)((uint8_t)(bin - lows[r]) <= widths[r]);
+        for (int64_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++)
+            sets[s] = -(uint32_t)forest_in_set(forest->set_bits + s * FOREST_SET_BYTES, bin);
+    }
 }
 
 /* ---- Programs ---- */
@@ -706,6 +717,7 @@ static const forest_variant_t FOREST_OBJECT(FOREST_VARIANT) = {
     .margins = FOREST_NAME(margins),
     .margins32 = FOREST_NAME(margins32),
     .few_conditions = FOREST_NAME(few_conditions),
+    .few_constants = FOREST_NAME(few_constants),
 #if FOREST_LEVEL >= 1
     .few_margins = FOREST_NAME(few_margins),
 #endif

@@ -333,6 +333,40 @@ def test_rows_outside_the_items_are_refused(forest: Forest) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "change", "error", "message"),
+    [
+        ("item_bins", lambda a: a[:, 1:].copy(), ValueError, r"expected shape \[any, \d+\]"),
+        ("item_bins", lambda a: a.astype(np.int8), TypeError, "expected dtype uint8"),
+        ("item_bins", np.asfortranarray, ValueError, "expected a C-contiguous"),
+        ("rows", lambda a: a.astype(np.int32), TypeError, "expected dtype int64"),
+        ("rows", lambda a: np.repeat(a, 2)[::2], ValueError, "expected a C-contiguous"),
+        ("rows", lambda a: a[:, np.newaxis], ValueError, r"expected shape \[any\]"),
+        ("rows", lambda a: a.tolist(), TypeError, "expected a NumPy array"),
+        ("request_bounds", lambda a: a[:-1], ValueError, r"expected shape \[3\], found \[2\]"),
+        ("request_bounds", lambda a: a[::-1].copy(), ValueError, "expected bounds that rise from 0 to 4"),
+        ("request_values", lambda a: a.astype(np.float64), TypeError, "expected dtype float32"),
+        ("request_values", lambda a: a[:, :1].copy(), ValueError, r"expected shape \[any, 2\]"),
+        ("cross_values", lambda a: a[:3], ValueError, r"expected shape \[4, 1\], found \[3, 1\]"),
+        ("cross_values", lambda a: a.astype(">f4"), TypeError, "expected dtype float32, found >f4"),
+    ],
+)
+def test_wrong_requests_are_refused(
+    forest: Forest, name: str, change: Callable[[NDArray[Any]], Any], error: type[Exception], message: str
+) -> None:
+    plan = forest.plan([0, 1, 2], [3, 4], [5])
+    arguments = {
+        "item_bins": forest.bin_matrix(np.ascontiguousarray(random_rows(1, 9)[:, :3]), [0, 1, 2]),
+        "rows": np.arange(4),
+        "request_bounds": np.array([0, 1, 4]),
+        "request_values": np.zeros((2, 2), np.float32),
+        "cross_values": np.zeros((4, 1), np.float32),
+    }
+    assert plan.margins(**arguments).shape == (4, 2)
+    with pytest.raises(error, match=f"^{name}: {message}"):
+        plan.margins(**{**arguments, name: change(arguments[name])})
+
+
+@pytest.mark.parametrize(
     ("name", "change", "message"),
     [
         ("features", lambda a: a * 0, "features: expected 1 to"),
