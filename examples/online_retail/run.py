@@ -145,7 +145,7 @@ def _build(shop: Shop, time_us: int, plan: Plan, console: Console) -> BuiltAt:
     day = f"{_moment(time_us):%Y-%m-%d}"
     with stage(console, f"train ALS and towers at {day}", plan.models.towers.epochs) as running:
         built = build_at(shop, time_us, day, plan.models, running.advance)
-        running.note = f"{built.bundle.catalogue.items.num_rows:,} items, {built.users.users.num_rows:,} customers"
+        running.note = f"{built.items:,} items, {built.customers:,} customers"
     return built
 
 
