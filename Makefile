@@ -3,18 +3,22 @@ PYTHON ?= python3
 # What tests install; `EXTRAS=dev,torch make test` adds the tests of the PyTorch exporter.
 EXTRAS ?= dev
 DEMO ?= build/demo
+RETAIL ?= build/retail
+# Has builds of PyTorch without CUDA, a tenth as large; where it cannot be reached, the default index serves.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
 # One stamp per set of extras, so that `make run` does not wait for what only tests need.
 comma := ,
 RUN_READY := .venv/.ready-cpu-export
+RETAIL_READY := .venv/.ready-cpu-export-torch
 TEST_READY := .venv/.ready-$(subst $(comma),-,$(EXTRAS))
 # Editable installs link file by file: a new or removed file asks for another install, a changed .py does not.
 BUILD_INPUTS := pyproject.toml setup.py build/files.txt \
 	$(shell find proto kernels -name '*.proto' -o -name '*.pyx' -o -name '*.pxi' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-all sanitize lint format bench clean FORCE
+.PHONY: help run demo retail serve-retail test test-all sanitize lint format bench clean FORCE
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +28,16 @@ run: $(RUN_READY) $(DEMO)/recserve.toml ## Serve the demo bundle on 127.0.0.1:50
 	@$(BIN)/recserve serve --config $(DEMO)/recserve.toml | { read -r ready && echo "$$ready" && $(BIN)/recserve call recommend --user user-00042 --count 10 --hint; cat; test -n "$$ready"; }
 
 demo: $(RUN_READY) $(DEMO)/recserve.toml ## Build the demo bundle if it is missing
+
+retail: $(RETAIL_READY) ## Train, export and evaluate on real transactions: make retail DATA=path/to/transactions.parquet
+	@test -n "$(DATA)" || { echo "say where the transactions are: make retail DATA=path/to/transactions.parquet"; exit 2; }
+	$(BIN)/python -m examples.online_retail --data "$(DATA)" --out $(RETAIL) --replace
+
+serve-retail: $(RETAIL_READY) ## Serve what `make retail` made, as of the beginning of its test weeks
+	@test -e $(RETAIL)/recserve.toml || { echo "nothing to serve yet: make retail DATA=path/to/transactions.parquet"; exit 2; }
+	@echo "In another terminal: $(BIN)/recserve call recommend --user 14911 --count 10 --fields description --reasons"
+	@echo "What 14911 has not bought yet: add --placement discover; more varied: --placement varied"
+	$(BIN)/recserve serve --config $(RETAIL)/recserve.toml
 
 test: $(TEST_READY) ## All tests but the slow ones, and lint
 	@$(MAKE) --no-print-directory lint
@@ -39,7 +53,7 @@ sanitize: $(TEST_READY) ## The kernels' tests under AddressSanitizer and Undefin
 lint: $(TEST_READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p recserve.kernels -p recserve.server -p recserve.exporters -p recserve.loadtest
+	$(BIN)/mypy -p recserve.kernels -p recserve.server -p recserve.exporters -p recserve.loadtest -p examples
 
 format: $(TEST_READY) ## Format the sources
 	$(BIN)/ruff check --fix .
@@ -64,6 +78,11 @@ $(DEMO)/recserve.toml: | $(RUN_READY)
 
 $(RUN_READY): $(BUILD_INPUTS) | .venv/bin/python
 	$(BIN)/pip install --config-settings editable_mode=strict -e ".[cpu,export]"
+	@touch $@
+
+$(RETAIL_READY): $(BUILD_INPUTS) | .venv/bin/python
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --index-url $(TORCH_INDEX) --retries 0 --timeout 10 'torch>=2.6,<3' || true
+	$(BIN)/pip install --config-settings editable_mode=strict -e ".[cpu,export,torch]"
 	@touch $@
 
 $(TEST_READY): $(BUILD_INPUTS) | .venv/bin/python

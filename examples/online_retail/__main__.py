@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,13 +13,13 @@ from rich.console import Console
 from recserve.server.bundle.errors import RecserveError
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the example; 0, or 1 with a message where the data or the target cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m examples.online_retail", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the transactions: Parquet, CSV or Arrow")
     parser.add_argument("--out", type=Path, default=Path("build/retail"), help="a directory of its own")
     parser.add_argument("--replace", action="store_true", help="replace an earlier result in that directory")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
         from examples.online_retail.run import BUNDLE, run  # noqa: PLC0415  PyTorch is optional, and slow to import

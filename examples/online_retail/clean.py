@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from recserve.exporters.quality import (
     Duplicate,
+    EventKind,
     Gate,
     ImplausibleVolume,
     InFuture,
@@ -25,7 +26,7 @@ from recserve.exporters.quality import (
 )
 from recserve.exporters.spec import TableSource
 
-_GATE_COLUMNS: Final = {
+_GATE_COLUMNS: Final[dict[str, EventKind]] = {
     "invoice": "string",
     "stock_code": "string",
     "description": "string",

@@ -60,4 +60,5 @@ def _names(weights: NDArray[np.float64], labels: NDArray[np.int32], terms: NDArr
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
     # Rounding to float32 first would leave lengths that differ from 1 by more than it must.
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / lengths, np.float32)

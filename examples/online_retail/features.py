@@ -9,7 +9,7 @@ from examples.online_retail import items, users
 from recserve.kernels.features import FeatureSchema, FeatureSpec
 
 SPACES: Final = ("ann", "als", "content")
-SOURCES: Final = (*SPACES, "popular", "again")
+SOURCES: Final = ("ann", "als", "popular", "again")
 
 
 def retail_schema() -> FeatureSchema:

@@ -133,7 +133,7 @@ def _buyers(past: Events, start_us: int, end_us: int) -> Floats:
 def _last_year(past: Events, time_us: int) -> dict[str, Floats]:
     """What came next a year ago: gift-ware has seasons. NaN where the data does not reach back so far."""
     then = time_us - YEAR_US
-    if then - WINDOW_US < past.time_us[0]:
+    if past.size == 0 or then - WINDOW_US < past.time_us[0]:
         unknown = np.full(len(past.items), np.nan)
         return {"buyers_last_year": unknown, "growth_last_year": unknown}
     after, before = _buyers(past, then, then + WINDOW_US), _buyers(past, then - WINDOW_US, then)
@@ -165,9 +165,11 @@ def _price_level(price: Floats, category: list[str]) -> Floats:
     """Price relative to the median of the category."""
     codes = np.unique(category, return_inverse=True)[1]
     medians = np.array([np.median(price[codes == code]) for code in range(codes.max() + 1)])
-    return price / medians[codes]
+    return np.asarray(price / medians[codes])
 
 
 def _mean(who: NDArray[np.int64], values: Floats, count: int) -> Floats:
     total, size = np.bincount(who, values, count), np.bincount(who, minlength=count)
-    return np.divide(total, size, out=np.full(count, np.nan), where=size > 0)
+    mean = np.full(count, np.nan)
+    np.divide(total, size, out=mean, where=size > 0)
+    return mean

@@ -46,6 +46,8 @@ class BuiltAt:
     time_us: int
     bundle: BundleSpec
     users: SnapshotSpec
+    items: int
+    customers: int
 
 
 class Shop:
@@ -92,7 +94,7 @@ def build_at(shop: Shop, time_us: int, version: str, settings: Settings, advance
             SpaceSpec(name="content", normalized=True, item_vectors=content.vectors, user_vectors=tastes, user_ids=ids),
         ],
     )
-    return BuiltAt(time_us, spec, snapshot_at(events, theirs, version))
+    return BuiltAt(time_us, spec, snapshot_at(events, theirs, version), rows.size, known.size)
 
 
 def _counts(history: HistoryAt, known: Ints, rows: Ints) -> csr_matrix:
@@ -107,4 +109,4 @@ def _tastes(history: HistoryAt, time_us: int, known: Ints, rows: Ints, content: 
     weight = np.log1p(history.count) * 0.5 ** (age / _TASTE_HALF_LIFE_DAYS)
     user, row = np.searchsorted(known, history.user), np.searchsorted(rows, history.item)
     sums = csr_matrix((weight, (user, row)), shape=(known.size, rows.size)) @ content.astype(np.float64)
-    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), np.float32)

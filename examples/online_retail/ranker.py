@@ -30,13 +30,12 @@ from recserve.server.pipeline.types import ItemFilter, Query, QueryKind, Quota, 
 
 CANDIDATES: Final = 500
 SOURCES: Final = (
-    SourceShare("ann", 0.4),
-    SourceShare("als", 0.15),
-    SourceShare("content", 0.05),
-    SourceShare("popular", 0.15),
+    SourceShare("ann", 0.6),
+    SourceShare("als", 0.05),
+    SourceShare("popular", 0.1),
     SourceShare("again", 0.25),
 )
-"""Shares of the candidates, in training as when served."""
+"""Shares of the candidates, in training as when served. Places that `again` cannot fill go to the others in turn."""
 OBJECTIVE: Final = "purchase"
 _BATCH: Final = 32
 _SAMPLED: Final = 120  # candidates of a request that are learned from beside those bought

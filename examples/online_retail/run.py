@@ -14,6 +14,7 @@ from typing import Final
 import pyarrow as pa
 import torch
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from examples.online_retail.clean import Events, clean
 from examples.online_retail.features import retail_schema
@@ -107,11 +108,12 @@ def evaluation_spec(events: Events, time_us: int) -> EvaluationSpec:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """PyTorch's small layers gain nothing from several threads, and lose much where cores are shared."""
+    """Sums of several threads differ in their last bits from run to run, and layers as small as these gain nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -145,7 +147,7 @@ def _build(shop: Shop, time_us: int, plan: Plan, console: Console) -> BuiltAt:
     day = f"{_moment(time_us):%Y-%m-%d}"
     with stage(console, f"train ALS and towers at {day}", plan.models.towers.epochs) as running:
         built = build_at(shop, time_us, day, plan.models, running.advance)
-        running.note = f"{built.bundle.catalogue.items.num_rows:,} items, {built.users.users.num_rows:,} customers"
+        running.note = f"{built.items:,} items, {built.customers:,} customers"
     return built
 
 

@@ -287,7 +287,7 @@ def train_towers(
     of_users = np.concatenate([each.user_numbers for each in moments])
     of_items = np.concatenate([each.item_numbers[np.isfinite(each.log_share)] for each in moments])
     user = UserTower(content, of_users, settings)
-    item = ItemTower(*content.shape, of_items, settings)
+    item = ItemTower(len(content), content.shape[1], of_items, settings)
     batches = [(m, part) for m in range(len(moments)) for part in range(_parts(moments[m], settings))]
     optimizer = torch.optim.AdamW(
         [*user.parameters(), *item.parameters()], settings.learning_rate, weight_decay=settings.weight_decay

@@ -72,37 +72,57 @@ def users_at(events: Events, time_us: int) -> UserState:
     """The customers' state."""
     past, count = events.before(time_us), len(events.users)
     history = history_at(past)
-    invoice, first_line = np.unique(past.invoice, return_index=True)
-    order_user, order_time = past.user[first_line], past.time_us[first_line]
-    order_items = np.bincount(np.searchsorted(invoice, past.invoice), minlength=invoice.size).astype(np.float64)
-    first, last = np.full(count, MISSING_TIME), np.full(count, MISSING_TIME)
-    first[past.user[::-1]] = past.time_us[::-1]
-    last[past.user] = past.time_us
+    first, last, country = np.full(count, MISSING_TIME), np.full(count, MISSING_TIME), np.full(count, -1)
+    first[past.user[::-1]] = past.time_us[::-1]  # the last assignment holds: the first event
+    last[past.user], country[past.user] = past.time_us, past.country
     known = first != MISSING_TIME
-    orders = np.bincount(order_user, minlength=count).astype(np.float64)
-    items = np.bincount(history.user, minlength=count).astype(np.float64)
-    pairs = np.bincount(history.user, history.count, count)
-    latest = order_time == last[order_user]
-    country = np.full(count, -1)
-    country[past.user] = past.country
     numbers = {
-        "orders": orders,
-        "orders_28d": _count(order_user, order_time >= time_us - 28 * DAY_US, count),
-        "orders_91d": _count(order_user, order_time >= time_us - 91 * DAY_US, count),
-        "items": items,
-        "basket_items": _divide(np.bincount(order_user, order_items, count), orders),
-        "last_basket_items": np.bincount(order_user[latest], order_items[latest], count),
-        "value": np.bincount(past.user, past.price * past.quantity, count),
-        "mean_price": np.exp(
-            _divide(np.bincount(past.user, np.log(past.price), count), _count(past.user, None, count))
-        ),
-        "pieces_per_line": _divide(np.bincount(past.user, past.quantity, count), _count(past.user, None, count)),
-        "repeat_share": 1 - _divide(items, pairs),
-        "order_gap": _divide((last - first) / DAY_US, orders - 1),
-        "new_items_91d": _count(*_first_purchases(past, time_us - 91 * DAY_US), count),
+        **_of_orders(past, time_us, first, last),
+        **_of_lines(past),
+        **_of_variety(past, time_us, history),
     }
     numbers = {name: np.where(known, values, np.nan) for name, values in numbers.items()}
     return UserState(time_us, numbers, {"first_order": first, "last_order": last}, country, known, history)
+
+
+def _of_orders(past: Events, time_us: int, first: Ints, last: Ints) -> dict[str, Floats]:
+    """How many, how large, how far apart."""
+    count = len(past.users)
+    invoice, line = np.unique(past.invoice, return_index=True)
+    user, when = past.user[line], past.time_us[line]
+    lines = np.bincount(np.searchsorted(invoice, past.invoice), minlength=invoice.size).astype(np.float64)
+    latest, orders = when == last[user], _total(user, None, count)
+    return {
+        "orders": orders,
+        **{f"orders_{days}d": _total(user[when >= time_us - days * DAY_US], None, count) for days in (28, 91)},
+        "basket_items": _divide(_total(user, lines, count), orders),
+        "last_basket_items": _total(user[latest], lines[latest], count),
+        "order_gap": _divide((last - first) / DAY_US, orders - 1),
+    }
+
+
+def _of_lines(past: Events) -> dict[str, Floats]:
+    """What is spent, and how: of goods of what price, how many at once."""
+    count = len(past.users)
+    lines = _total(past.user, None, count)
+    return {
+        "value": _total(past.user, past.price * past.quantity, count),
+        "mean_price": np.exp(_divide(_total(past.user, np.log(past.price), count), lines)),
+        "pieces_per_line": _divide(_total(past.user, past.quantity, count), lines),
+    }
+
+
+def _of_variety(past: Events, time_us: int, history: HistoryAt) -> dict[str, Floats]:
+    """How much of what is bought has been bought before."""
+    users, items = len(past.users), len(past.items)
+    pairs, first_line = np.unique(past.user * items + past.item, return_index=True)
+    fresh = past.time_us[first_line] >= time_us - 91 * DAY_US
+    distinct = _total(history.user, None, users)
+    return {
+        "items": distinct,
+        "repeat_share": 1 - _divide(distinct, _total(history.user, history.count, users)),
+        "new_items_91d": _total(pairs[fresh] // items, None, users),
+    }
 
 
 def history_at(past: Events) -> HistoryAt:
@@ -143,20 +163,16 @@ def snapshot_at(events: Events, state: UserState, version: str) -> SnapshotSpec:
     return SnapshotSpec(version=version, users=users, history=HistorySpec(table=purchases))
 
 
-def _first_purchases(past: Events, since_us: int) -> tuple[Ints, NDArray[np.bool_]]:
-    """Customers by item that they bought, and whether for the first time since then."""
-    count = len(past.items)
-    pairs, first = np.unique(past.user * count + past.item, return_index=True)
-    return pairs // count, past.time_us[first] >= since_us
-
-
-def _count(who: Ints, which: NDArray[np.bool_] | None, count: int) -> Floats:
-    return np.bincount(who if which is None else who[which], minlength=count).astype(np.float64)
+def _total(who: Ints, values: Floats | Ints | None, count: int) -> Floats:
+    """[count]: the sum of everybody's values; None: of ones."""
+    return np.bincount(who, values, count).astype(np.float64)
 
 
 def _divide(a: Floats, b: Floats) -> Floats:
     """The quotient, NaN where b is not positive."""
-    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)
+    quotient = np.full(a.shape, np.nan)
+    np.divide(a, b, out=quotient, where=b > 0)
+    return quotient
 
 
 def _numbers(values: Floats) -> pa.Array:

@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the example's towers are PyTorch's: pip install 'recserve[torch]'")
 
+from examples.online_retail.__main__ import main
 from examples.online_retail.als import AlsSettings
 from examples.online_retail.clean import clean
 from examples.online_retail.moment import Settings
@@ -104,6 +105,12 @@ def test_too_few_customers(shop: pa.Table, tmp_path: Path) -> None:
 def test_too_short_a_time(shop: pa.Table, tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"span 36\d days: expected at least"):
         run(shop, tmp_path / "short", plan=dataclasses.replace(SMALL, training_windows=12))
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path / "none.parquet"), "--out", str(tmp_path / "out")]) == 1
+    assert "transactions: no such file" in capsys.readouterr().err.replace("\n", " ")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
