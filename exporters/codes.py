@@ -171,6 +171,8 @@ def _quantiser(residuals: Vectors, plan: CodePlan) -> Any:
     quantiser = faiss.ProductQuantizer(plan.dimensions, plan.dimensions // plan.part, 4)
     quantiser.cp.min_points_per_centroid = 1
     quantiser.cp.seed = _SEED
+    if len(residuals) < ivf.WORDS:  # k-means wants as many points as means
+        residuals = np.resize(residuals, (ivf.WORDS, residuals.shape[1]))
     quantiser.train(residuals)
     return quantiser
 
