@@ -338,8 +338,8 @@ def _empty_index(factory: str, dim: int, kind: manifest_pb2.IndexKind.ValueType)
     name = type(inner_index(index)).__name__
     if name not in FACTORY_CLASSES[kind]:
         raise ExportError(
-            f"the index {factory!r} is of class {name}, which is not one of codes only: exact scores come from the space's "
-            f"own vectors, which are not stored twice; use one of {', '.join(FACTORY_CLASSES[kind])}, such as "
+            f"the index {factory!r} is of class {name}, which is not one of codes only: exact scores come from the "
+            f"space's own vectors, which are not stored twice; use one of {', '.join(FACTORY_CLASSES[kind])}, such as "
             '"IVF1024,PQ64x4fs", without RFlat or Flat codes'
         )
     return index
