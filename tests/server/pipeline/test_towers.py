@@ -62,6 +62,7 @@ SCHEMA = FeatureSchema(
     )
 )
 LAYOUT = SCHEMA.user_layout
+VOCABULARIES = {"gender": Vocabulary("gender", "fm"), "category": Vocabulary("category", "abc")}
 ITEMS: dict[str, Column] = {
     "price": NumberColumn("price", np.array([1.5, np.nan, 3.0, 4.0, 5.0])),
     "category": CategoryColumn("category", np.array([2, -1, 0, 1, 2], np.int32), Vocabulary("category", "abc")),
@@ -359,7 +360,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
         fields = {"name": "ann", "dim": DIM, "normalized": True, "user_tower": TOWER} | space
         spec = manifest_pb2.Space(**fields)
         spaces = {"ann": Space(spec, np.zeros((5, spec.dim), np.float32))}
-        return Bundle(files, manifest_pb2.Manifest(spaces=[spec]), SCHEMA, {}, catalogue, spaces)
+        return Bundle(files, manifest_pb2.Manifest(spaces=[spec]), SCHEMA, VOCABULARIES, catalogue, spaces)
 
     return make
 
@@ -367,7 +368,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
 def test_open(make_bundle: Callable[..., Bundle], tmp_path: Path, users: TowerUsers) -> None:
     path = network(tmp_path / "user.onnx")
     vectors = embed(open_user_tower(make_bundle(path), "ann", "cpu"), users)
-    np.testing.assert_array_equal(vectors, embed(a_user_tower(path), users))
+    np.testing.assert_allclose(vectors, embed(a_user_tower(path), users), atol=1e-6)
 
 
 def test_a_tower_of_another_dimension_is_refused(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
