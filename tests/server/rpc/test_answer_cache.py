@@ -244,14 +244,6 @@ def recommend(user: str = "user-07", **fields: Any) -> pb.RecommendRequest:
     return pb.RecommendRequest(**{"user_id": user, "context": pb.Context(time=NOW), **fields})
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise TimeoutError("the condition did not come true")
-
-
 def random_request(rng: random.Random) -> pb.RecommendRequest:
     session = rng.choice([[], ["item-001", "item-017"], ["item-017", "item-001"]])
     context = pb.Context(time=NOW, device=rng.choice(["", "phone"]), session_item_ids=session)
@@ -281,7 +273,7 @@ def test_kept_answers_are_those_that_would_be_computed(over_grpc, pipeline, make
                 if rng.random() < 0.1:
                     store.add(request.user_id, f"item-{rng.randrange(200):03d}", rng.randrange(3), NOW_US + step)
                 response = await served.stub.Recommend(request)
-                await until(lambda: not served.service._recording)
+                await asyncio.gather(*served.service._recording)
                 assert response.request_id == request.request_id
                 found.append(response)
             return found, served.service.cache_stats()
@@ -318,7 +310,7 @@ def test_new_events_exposures_and_bundles_mean_another_answer(over_grpc, pipelin
     async def scenario(served):
         async def ask(request):
             response = await served.stub.Recommend(request)
-            await until(lambda: not served.service._recording)
+            await asyncio.gather(*served.service._recording)
             return response
 
         assert hits(await ask(recommend()), await ask(recommend()), await ask(recommend("user-08"))) == [
@@ -352,7 +344,7 @@ def test_an_answer_that_is_kept_is_shown_again(over_grpc, pipeline, make_store) 
         found = []
         for _ in range(3):
             found.append(await served.stub.Recommend(recommend(count=3, record_shown=True)))
-            await until(lambda: not served.service._recording)
+            await asyncio.gather(*served.service._recording)
         [state] = await store.fetch(["user-07"])
         return found, state.shown.tolist()
 
