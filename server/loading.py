@@ -94,6 +94,9 @@ def warm(name: str, pipeline: Pipeline, users: Users, settings: UserVectorCacheS
         users: of the snapshot.
         settings: how many.
     """
+    for space, tower in pipeline.engines.towers.items():
+        if settings.entries and not tower.keeps:
+            logger.info('bundle "%s": the user tower of "%s" reads times, so none of its vectors are kept', name, space)
     if not pipeline.kept_vectors:
         return
     started = time.monotonic()
