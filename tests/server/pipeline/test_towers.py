@@ -237,6 +237,11 @@ def network(path: Path, *, normalise: bool = True, dim: int = DIM, table: int = 
         if normalise
         else helper.make_node("Identity", ["sum"], ["out"]),
     ]
+    return save_network(path, nodes, [numpy_helper.from_array(value, name) for name, value in constants.items()])
+
+
+def save_network(path: Path, nodes: list[Any], tensors: list[Any]) -> Path:
+    """`numbers` [B, 2] and `recent` int64 [B, 3] -> `out` [B, dim]."""
     graph = helper.make_graph(
         nodes,
         "tower",
@@ -245,7 +250,7 @@ def network(path: Path, *, normalise: bool = True, dim: int = DIM, table: int = 
             helper.make_tensor_value_info("recent", TensorProto.INT64, ["batch", 3]),
         ],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", None])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        tensors,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
@@ -352,18 +357,7 @@ def wide_network(path: Path, *, together: bool = True) -> Path:
         helper.make_node("Sub", ["p", "mean"], ["centred"]),
         helper.make_node("LpNormalization", ["p" if together else "centred"], ["out"], axis=1, p=2),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "tower",
-        [
-            helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", 2]),
-            helper.make_tensor_value_info("recent", TensorProto.INT64, ["batch", 3]),
-        ],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", None])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
+    return save_network(path, nodes, [numpy_helper.from_array(value, name) for name, value in constants.items()])
 
 
 def counting_tower(path: Path, limits: CacheLimits = NOTHING_KEPT) -> tuple[UserTower, Counting]:
@@ -384,6 +378,24 @@ def test_a_micro_batch_is_one_run(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         one_by_one = list(pool.map(lambda user: embed(tower, alone(users, user))[0], range(70)))
     np.testing.assert_array_equal(together, one_by_one)
+
+
+def test_a_network_of_lookups_shares_its_runs_anywhere(tmp_path: Path) -> None:
+    """Without a product no processor has a reason to add in another order; a single user runs as two rows."""
+    table = np.random.default_rng(6).normal(size=(6, DIM)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["e", "recent"], ["g"]),
+        helper.make_node("ReduceSum", ["g", "axis"], ["s"], keepdims=0),
+        helper.make_node("ReduceSum", ["numbers", "axis"], ["n"], keepdims=1),
+        helper.make_node("Add", ["s", "n"], ["a"]),
+        helper.make_node("LpNormalization", ["a"], ["out"], axis=1, p=2),
+    ]
+    tensors = [numpy_helper.from_array(table, "e"), numpy_helper.from_array(np.array([1]), "axis")]
+    tower, session = counting_tower(save_network(tmp_path / "user.onnx", nodes, tensors))
+    assert tower.shares_runs
+    embed(tower, random_users(70))
+    embed(tower, random_users(1))
+    assert session.heights == [32, 32, 6, 2]
 
 
 def test_rows_that_depend_on_one_another_run_alone(tmp_path: Path) -> None:
