@@ -56,7 +56,8 @@ async def _live(settings: Settings) -> bool:
     signals = _Signals()
     registry: BundleRegistry[Pipeline] = BundleRegistry()
     store = EmbeddedStore.from_settings(settings.state)
-    server = RpcServer(RecommenderService(registry, store, settings), settings.server)
+    service = RecommenderService(registry, store, settings)
+    server = RpcServer(service, settings.server)
     address = _join(settings.server.host, await server.listen())
     logger.info("listening on %s", address)
     if settings.server.clock is not None:
@@ -76,6 +77,7 @@ async def _live(settings: Settings) -> bool:
         loading.cancel()
         at_rest = await server.drain(settings.server.drain_seconds)
         await store.close()
+        _log_caches(service)
         logger.info("stopped")
     return at_rest
 
@@ -84,6 +86,11 @@ def _put_into_service(loaded: Loaded, registry: BundleRegistry[Pipeline], store:
     store.serve(loaded.users)
     for name, pipeline in loaded.pipelines.items():
         registry.add(name, pipeline)
+
+
+def _log_caches(service: RecommenderService) -> None:
+    for name, stats in service.cache_stats().items():
+        logger.info("cache of %s: %d hits, %d misses, %d entries", name, stats.hits, stats.misses, stats.entries)
 
 
 class _Signals:

@@ -6,15 +6,21 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from recserve.server.bundle.errors import BundleError, RecserveError
 from recserve.server.bundle.reader import open_bundle
-from recserve.server.config import BundleSettings, Settings
+from recserve.server.config import BundleSettings, Settings, UserVectorCacheSettings
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
 from recserve.server.rpc.placements import check_placements
 from recserve.server.state.embedded import Users, open_users
 
 logger = logging.getLogger(__name__)
+
+
+_WARMED_TOGETHER: Final = 256
+"""Users; their inputs are held at the same time."""
 
 
 class LoadError(RecserveError):
@@ -38,7 +44,10 @@ def load(settings: Settings) -> Loaded:
         PlacementError: what is configured asks for what a bundle does not have.
     """
     pipelines = {bundle.name: load_pipeline(bundle, settings) for bundle in settings.bundles}
-    return Loaded(pipelines, load_users(pipelines, settings))
+    users = load_users(pipelines, settings)
+    for name, pipeline in pipelines.items():
+        warm(name, pipeline, users, settings.user_vector_cache)
+    return Loaded(pipelines, users)
 
 
 def load_pipeline(source: BundleSettings, settings: Settings, *, every_item: bool = False) -> Pipeline:
@@ -64,6 +73,7 @@ def load_pipeline(source: BundleSettings, settings: Settings, *, every_item: boo
             ranker_engine=compute.ranker_engine,
             allow_native_code=compute.allow_native_code,
             every_item=every_item,
+            user_vectors=settings.user_vector_cache.limits,
         )
     except (BundleError, OSError) as error:
         raise LoadError(f'bundle "{source.name}" at {source.path}: {error}') from error
@@ -79,6 +89,30 @@ def load_pipeline(source: BundleSettings, settings: Settings, *, every_item: boo
         time.monotonic() - started,
     )
     return pipeline
+
+
+def warm(name: str, pipeline: Pipeline, users: Users, settings: UserVectorCacheSettings) -> None:
+    """Make the vectors of the most active users before they come.
+
+    Args:
+        name: under which the bundle is served.
+        pipeline: over the bundle.
+        users: of the snapshot.
+        settings: how many.
+    """
+    for space, tower in pipeline.engines.towers.items():
+        if settings.entries and not tower.keeps:
+            logger.info('bundle "%s": the user tower of "%s" reads times, so none of its vectors are kept', name, space)
+    if not pipeline.kept_vectors:
+        return
+    started = time.monotonic()
+    active = users.most_active(min(settings.warm_users, settings.entries))
+    warmed = 0
+    while some := list(islice(active, _WARMED_TOGETHER)):
+        pipeline.warm(some)
+        warmed += len(some)
+    seconds = time.monotonic() - started
+    logger.info('bundle "%s": made the vectors of the %d most active users in %.1f s', name, warmed, seconds)
 
 
 def load_users(pipelines: Mapping[str, Pipeline], settings: Settings) -> Users:

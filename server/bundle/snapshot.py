@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchErro
 from recserve.server.bundle.files import ANY, ArtifactFiles, read_manifest
 from recserve.server.bundle.reader import Bundle
 from recserve.server.bundle.strings import StringTable
+
+_BLOCK: Final = 1 << 20
+"""Users looked at together, so that memory does not grow with their number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +102,15 @@ class Snapshot:
     def user_ids(self, rows: NDArray[np.int64]) -> list[str]:
         """The id of each row."""
         return self._ids.strings(rows)
+
+    def most_active(self, count: int) -> NDArray[np.int64]:
+        """Rows of the users with the longest histories, the longest first; among equals the first row."""
+        best = np.empty(0, np.int64)
+        for start in range(0, self.size, _BLOCK):
+            rows = np.concatenate([best, np.arange(start, min(start + _BLOCK, self.size))])
+            lengths = self.history.offsets[rows + 1] - self.history.offsets[rows]
+            best = rows[np.argsort(-lengths, kind="stable")[:count]]
+        return best
 
     def state(self, row: int) -> SnapshotUser:
         """What is known of a user; the arrays are views of the mapped files.

@@ -10,6 +10,7 @@ from recserve.server.config.model import (
     DEFAULT_PLACEMENT,
     MAX_WEIGHT,
     AdmissionSettings,
+    AnswerCacheSettings,
     BundleSettings,
     CapSettings,
     ComputeSettings,
@@ -21,12 +22,14 @@ from recserve.server.config.model import (
     SimilarSettings,
     SourceSettings,
     StateSettings,
+    UserVectorCacheSettings,
 )
 
 __all__ = [
     "DEFAULT_PLACEMENT",
     "MAX_WEIGHT",
     "AdmissionSettings",
+    "AnswerCacheSettings",
     "Assignment",
     "BundleSettings",
     "CapSettings",
@@ -40,5 +43,6 @@ __all__ = [
     "SimilarSettings",
     "SourceSettings",
     "StateSettings",
+    "UserVectorCacheSettings",
     "load_settings",
 ]

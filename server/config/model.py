@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic.types import JsonValue
 
+from recserve.server.pipeline.cache import CacheLimits
+
 DEFAULT_PLACEMENT = "default"
 """The placement of requests that name none; it always exists."""
 
@@ -184,6 +186,68 @@ class ComputeSettings(_Section):
     )
 
 
+class UserVectorCacheSettings(_Section):
+    """Vectors that user towers have made, so that users who come back need no tower.
+
+    A vector is kept under all that its tower reads, so it is exactly what the tower would make. Each bundle and vector
+    space has a cache of its own. A tower that reads times gives every request another vector, and keeps none.
+    """
+
+    entries: int = Field(
+        default=50_000,
+        ge=0,
+        le=100_000_000,
+        description="Vectors kept, 4 bytes a dimension and about 300 more each; the least recently used goes first. "
+        "0: none.",
+        json_schema_extra=_unit("vectors"),
+    )
+    seconds: float = Field(
+        default=3600.0, gt=0, le=366 * 86_400, description="How long a vector is kept.", json_schema_extra=_unit("s")
+    )
+    warm_users: int = Field(
+        default=10_000,
+        ge=0,
+        le=100_000_000,
+        description="Users of the snapshot whose vectors are made before the server is ready: those with the longest "
+        "histories, no more than `entries`.",
+        json_schema_extra=_unit("users"),
+    )
+
+    @property
+    def limits(self) -> CacheLimits:
+        """Of each cache."""
+        return CacheLimits(self.entries, self.seconds)
+
+
+class AnswerCacheSettings(_Section):
+    """Whole answers of Recommend, repeated to equal requests while nothing has changed; off by default.
+
+    An answer is kept under the request (all but its id and `record_shown`), its user's state, and the bundle: new
+    events, new features, another shown list or a new bundle mean that it is computed anew.
+    """
+
+    entries: int = Field(
+        default=0,
+        ge=0,
+        le=100_000_000,
+        description="Answers kept, a few kB each; the least recently used goes first. 0: none.",
+        json_schema_extra=_unit("answers"),
+    )
+    seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="How long an answer is repeated. A request without `Context.time` means now: what depends on it "
+        "(ages, hours, the gain of new items) is as of the first answer, up to so long ago.",
+        json_schema_extra=_unit("s"),
+    )
+
+    @property
+    def limits(self) -> CacheLimits:
+        """Of the cache."""
+        return CacheLimits(self.entries, self.seconds)
+
+
 class AdmissionSettings(_Section):
     """How much load is let in."""
 
@@ -323,6 +387,8 @@ class Settings(_Section):
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
     state: StateSettings = Field(default_factory=StateSettings)
     admission: AdmissionSettings = Field(default_factory=AdmissionSettings)
+    user_vector_cache: UserVectorCacheSettings = Field(default_factory=UserVectorCacheSettings)
+    answer_cache: AnswerCacheSettings = Field(default_factory=AnswerCacheSettings)
     placements: Mapping[Name, PlacementSettings] = Field(default_factory=dict)
     similar: SimilarSettings = Field(default_factory=SimilarSettings)
     log: LogSettings = Field(default_factory=LogSettings)

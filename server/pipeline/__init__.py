@@ -2,7 +2,7 @@
 
 types       what goes in and out: Query, UserState, Result
 pipeline    the stages in their order
-towers      embed: user vectors from ONNX networks
+towers      embed: user vectors from ONNX networks; cache keeps them
 sources     retrieve: who proposes candidates; search finds neighbours, filters decide who passes,
 candidates merges the proposals
 assemble    rank: the features' inputs; ranker runs the forests

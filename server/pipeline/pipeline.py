@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels import rerank as rerank_kernel
-from recserve.kernels.features import FeatureProgram
+from recserve.kernels.features import ColumnValues, FeatureProgram
 from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.columns import CategoryColumn
 from recserve.server.bundle.reader import Bundle, Space
 from recserve.server.pipeline.assemble import Candidates, Subject, subject, tower_users
+from recserve.server.pipeline.cache import NOTHING_KEPT, CacheLimits, CacheStats
 from recserve.server.pipeline.candidates import extend, union
 from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError
 from recserve.server.pipeline.filters import PURCHASE_EVENT, Filters
@@ -192,6 +193,23 @@ class Pipeline:
         self._retrieve(jobs)
         self._rank(jobs)
         return [Ranked(job.candidates, self._fresh_scores(job), job.relevance) for job in jobs]
+
+    @property
+    def kept_vectors(self) -> dict[str, CacheStats]:
+        """The vectors that user towers keep, by space; without those that keep none."""
+        return {name: tower.kept for name, tower in self.engines.towers.items() if tower.keeps}
+
+    def warm(self, states: Sequence[UserState]) -> None:
+        """Have the user towers that keep vectors keep those of these users.
+
+        Args:
+            states: of known users.
+        """
+        nowhere = ColumnValues.missing(self.bundle.schema.context_layout, 1)
+        users = [subject(state, self.bundle.catalogue, context=nowhere, time_us=0) for state in states]
+        for tower in self.engines.towers.values():
+            if users and tower.keeps:
+                tower.embed(**tower_users(users))
 
     def _resolve(self, query: Query, state: UserState) -> Request:
         """The query's user in terms of this bundle's rows."""
@@ -379,6 +397,7 @@ def open_pipeline(
     ranker_engine: RankerEngine = "bitsliced",
     allow_native_code: bool = False,
     every_item: bool = False,
+    user_vectors: CacheLimits = NOTHING_KEPT,
 ) -> Pipeline:
     """A pipeline over the bundle's own engines that has answered the golden requests as they were answered at export.
 
@@ -388,6 +407,7 @@ def open_pipeline(
         ranker_engine: what evaluates the forests.
         allow_native_code: whether compiled code in the bundle may be loaded.
         every_item: recompute what the forests store of all items, not of a sample.
+        user_vectors: limits of the vectors that each user tower keeps.
 
     Raises:
         BundleError: see `open_engines` and `recserve.server.pipeline.golden.replay`.
@@ -398,6 +418,7 @@ def open_pipeline(
         ranker_engine=ranker_engine,
         allow_native_code=allow_native_code,
         every_item=every_item,
+        user_vectors=user_vectors,
     )
     pipeline = Pipeline(bundle, engines)
     replay(pipeline, same_cpu=bundle.manifest.exporter_host == this_host())
@@ -411,6 +432,7 @@ def open_engines(
     ranker_engine: RankerEngine = "bitsliced",
     allow_native_code: bool = False,
     every_item: bool = False,
+    user_vectors: CacheLimits = NOTHING_KEPT,
 ) -> Engines:
     """The bundle's own engines.
 
@@ -420,14 +442,15 @@ def open_engines(
         ranker_engine: what evaluates the forests.
         allow_native_code: whether compiled code in the bundle may be loaded.
         every_item: see `open_pipeline`.
+        user_vectors: limits of the vectors that each user tower keeps.
 
     Raises:
         BundleUnsupportedError: this build, configuration or machine lacks what the bundle needs.
         BundleMismatchError: an engine contradicts the manifest.
     """
-    towers = {name: open_user_tower(bundle, name, device) for name, s in bundle.spaces.items() if s.has_user_tower}
+    with_towers = [name for name, space in bundle.spaces.items() if space.has_user_tower]
     return Engines(
-        towers=towers,
+        towers={name: open_user_tower(bundle, name, device, user_vectors) for name in with_towers},
         searchers={name: open_searcher(space, device) for name, space in bundle.spaces.items()},
         features=FeatureProgram(bundle.schema, bundle.cardinalities),
         ranker=open_ranker(bundle, engine=ranker_engine, allow_native_code=allow_native_code, every_item=every_item),

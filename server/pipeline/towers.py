@@ -18,6 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -37,9 +39,13 @@ from recserve.server.bundle.columns import (
 )
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.bundle.reader import Bundle
+from recserve.server.pipeline.cache import NOTHING_KEPT, Cache, CacheLimits, CacheStats
 
 TOWER_TOLERANCE: Final = 1e-5
 """Largest difference between two runs of one network, relative to the length of its vectors."""
+
+SHARED_ROWS: Final = 32
+"""Most users in one run of a network: as many as a micro-batch holds by default."""
 
 Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A tower's inputs by name, all with R rows: float32 or int64."""
@@ -386,6 +392,10 @@ def check_vectors(vectors: NDArray[np.float32], *, normalized: bool, what: str, 
 class UserTower:
     """Turns users into vectors of one space. Safe to use from several threads at once.
 
+    A vector is kept under everything that the network reads of its user: the user columns as the request has them
+    (overrides applied), the latest items, and the time if the network reads times. What is found is therefore bit-equal
+    to what would be computed. Where the network reads times nothing is kept: no two requests have the same time.
+
     Args:
         session: of the network, from `open_session`.
         tower: its inputs and output.
@@ -394,6 +404,11 @@ class UserTower:
         dim: length of the space's vectors.
         normalized: whether they have length 1.
         name: of the space, for messages.
+        limits: of the vectors that are kept.
+
+    Attributes:
+        keeps: whether vectors are kept.
+        shares_runs: whether several users share a run of the network, see `try_sharing`.
     """
 
     def __init__(
@@ -406,6 +421,7 @@ class UserTower:
         dim: int,
         normalized: bool,
         name: str,
+        limits: CacheLimits = NOTHING_KEPT,
     ) -> None:
         self._session = session
         self._tower = tower
@@ -414,6 +430,16 @@ class UserTower:
         self._dim = dim
         self._normalized = normalized
         self._what = f"user tower of space {name!r}"
+        self._recent = max((spec.length for spec in tower.inputs), default=0)
+        self.shares_runs = False
+        self._reads_times = _reads_times(tower, layout, columns)
+        self.keeps = limits.entries > 0 and not self._reads_times
+        self._kept: Cache[bytes, NDArray[np.float32]] = Cache(limits if self.keeps else NOTHING_KEPT)
+
+    @property
+    def kept(self) -> CacheStats:
+        """The vectors that are kept, and how often they were asked for."""
+        return self._kept.stats
 
     def embed(
         self,
@@ -425,34 +451,85 @@ class UserTower:
     ) -> NDArray[np.float32]:
         """The users' vectors, [R, dim]; the arguments are those of `TowerUsers`.
 
-        The network runs on one row at a time: matrix products of other heights add in another order, and a user's
-        vector must not depend on who shares the batch.
+        The network runs once for all users that are not in the cache, each distinct one taken once. A user's vector
+        does not depend on who shares the run: see `try_sharing`.
 
         Raises:
             TowerOutputError: a vector has another length than the space's, is not finite, or is not normalised.
         """
         users = TowerUsers(user=user, recent_offsets=recent_offsets, recent_rows=recent_rows, time_us=time_us)
-        feed = user_feed(self._tower, self._layout, self._columns, users)
         vectors = np.empty((time_us.size, self._dim), np.float32)
-        for row in range(time_us.size):
-            one: Feed = {name: values[row : row + 1] for name, values in feed.items()}
-            vectors[row : row + 1] = self._checked(run_tower(self._session, self._tower.output, one))
-        check_vectors(vectors, normalized=self._normalized, what=self._what)
+        missing: dict[bytes, list[int]] = {}
+        for row, key in enumerate(self._keys(users)):
+            held = self._kept.get(key)
+            if held is None:
+                missing.setdefault(key, []).append(row)
+            else:
+                vectors[row] = held
+        if missing:
+            distinct = [rows[0] for rows in missing.values()]
+            fresh = self._run(user_feed(self._tower, self._layout, self._columns, users), distinct)
+            for (key, rows), vector in zip(missing.items(), fresh, strict=True):
+                self._kept.put(key, vector.copy())  # not a view: it would keep the whole batch
+                vectors[rows] = vector
         return vectors
 
-    def _checked(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        if vector.shape[1] != self._dim:
-            raise TowerOutputError(f"{self._what} gives {vector.shape[1]} dimensions, the space has {self._dim}")
-        return vector
+    def _keys(self, users: TowerUsers) -> list[bytes]:
+        """Of each user: equal only where the network's inputs are. Lists of categories are no inputs of towers."""
+        keys = []
+        for row, (start, end) in enumerate(pairwise(users.recent_offsets.tolist())):
+            content = blake2b(digest_size=16)
+            for part in (users.user.numbers, users.user.codes, users.user.times):
+                content.update(part[row].tobytes())
+            if self._reads_times:
+                content.update(users.time_us[row].tobytes())
+            content.update(users.recent_rows[start : min(end, start + self._recent)].tobytes())
+            keys.append(content.digest())
+        return keys
+
+    def _run(self, feed: Feed, rows: Sequence[int]) -> NDArray[np.float32]:
+        """[len(rows), dim]: the vectors of some rows of a feed."""
+        most = SHARED_ROWS if self.shares_runs else 1
+        parts = (rows[start : start + most] for start in range(0, len(rows), most))
+        vectors = np.concatenate([self._run_once(feed, part, shared=self.shares_runs) for part in parts])
+        bad = first_bad_vector(vectors, normalized=self._normalized)
+        if bad is not None:
+            raise TowerOutputError(f"{self._what}: row {rows[bad[0]]} {bad[1]}")
+        return vectors
+
+    def _run_once(self, feed: Feed, rows: Sequence[int], *, shared: bool) -> NDArray[np.float32]:
+        # The product of a single row takes another algorithm than that of several: a single row runs as two.
+        taken = np.resize(rows, 2) if shared and len(rows) == 1 else np.asarray(rows)
+        vectors = run_tower(self._session, self._tower.output, {name: values[taken] for name, values in feed.items()})
+        if vectors.shape[1] != self._dim:
+            raise TowerOutputError(f"{self._what} gives {vectors.shape[1]} dimensions, the space has {self._dim}")
+        return vectors[: len(rows)]
+
+    def try_sharing(self, users: TowerUsers) -> None:
+        """Find out whether users may share a run: whether a user's bits are the same whoever else is in it.
+
+        It depends on the network, on onnxruntime and on the machine, but not on values: the order in which a matrix
+        product adds follows from its height. So all heights up to `SHARED_ROWS` are tried, each with two sets of users
+        that stand in other places. Until this has been called, each user has a run of its own.
+
+        Args:
+            users: `SHARED_ROWS` of them, all different.
+        """
+        feed = user_feed(self._tower, self._layout, self._columns, users)
+        rows = range(SHARED_ROWS)
+        alone = np.concatenate([self._run_once(feed, [row], shared=True) for row in rows])
+        parts = [part for height in range(2, SHARED_ROWS + 1) for part in (rows[:height], rows[-height:])]
+        self.shares_runs = all(np.array_equal(self._run_once(feed, part, shared=True), alone[part]) for part in parts)
 
 
-def open_user_tower(bundle: Bundle, space: str, device: str) -> UserTower:
-    """The user tower of a space, tried once on a user of whom nothing is known.
+def open_user_tower(bundle: Bundle, space: str, device: str, limits: CacheLimits = NOTHING_KEPT) -> UserTower:
+    """The user tower of a space, tried on a user of whom nothing is known, and on others together.
 
     Args:
         bundle: an open bundle.
         space: name of one of its spaces that has a user tower.
         device: "cpu" or "cuda".
+        limits: of the vectors that are kept.
 
     Raises:
         BundleUnsupportedError: onnxruntime is not installed, or cannot use CUDA.
@@ -475,8 +552,10 @@ def open_user_tower(bundle: Bundle, space: str, device: str) -> UserTower:
         dim=spec.dim,
         normalized=spec.normalized,
         name=space,
+        limits=limits,
     )
     _try_on(tower.file, lambda: opened.embed(**_nobody(layout)))
+    _try_on(tower.file, lambda: opened.try_sharing(_anybody(bundle, SHARED_ROWS)))
     return opened
 
 
@@ -488,6 +567,36 @@ def _nobody(layout: ColumnLayout) -> dict[str, Any]:
         "recent_rows": np.empty(0, np.int64),
         "time_us": np.zeros(1, np.int64),
     }
+
+
+def _anybody(bundle: Bundle, count: int) -> TowerUsers:
+    """Users as they could be, all different."""
+    rng = np.random.default_rng(0)
+    layout, items, recent = bundle.schema.user_layout, bundle.catalogue.size, 100
+    cardinalities = [bundle.cardinalities[column.vocabulary] for column in layout.codes]
+    user = ColumnValues(
+        numbers=rng.standard_normal((count, len(layout.numbers))),
+        codes=rng.integers(MISSING_CODE, cardinalities, (count, len(cardinalities)), np.int32),
+        times=rng.integers(0, 1 << 50, (count, len(layout.times))),
+        list_codes=np.empty(0, np.int32),
+        list_offsets=np.zeros(count * len(layout.lists) + 1, np.int64),
+    )
+    sizes = rng.integers(0, recent if items else 0, count, endpoint=True)
+    return TowerUsers(
+        user=user,
+        recent_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
+        recent_rows=rng.integers(0, max(items, 1), int(sizes.sum())),
+        time_us=rng.integers(1 << 50, 1 << 51, count),
+    )
+
+
+def _reads_times(tower: manifest_pb2.Tower, layout: ColumnLayout, columns: Mapping[str, Column]) -> bool:
+    """Whether any input is a time, which a tower sees as days before the request."""
+    return any(
+        isinstance(columns[name], TimeColumn) if spec.kind == manifest_pb2.RECENT_ITEMS else layout[name][0] == "time"
+        for spec in tower.inputs
+        for name in spec.columns
+    )
 
 
 def _try_on(file: str, run: Callable[[], object]) -> None:

@@ -16,15 +16,28 @@ _RETRY_BOUNDS_S: Final = (0.01, 10.0)
 
 
 class Ticket:
-    """A place among the admitted requests, given back once."""
+    """A place among the admitted requests, perhaps one in the queue as well; given back once."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, deadline: float) -> None:
         self._admission: Admission | None = admission
+        self._deadline = deadline
+        self._queued = False
+
+    def enqueue(self) -> None:
+        """Take a place in the queue, unless the request has one or is over.
+
+        Raises:
+            DeadlineExpiredError: the deadline has passed.
+            OverloadedError: see `Admission.admit`.
+        """
+        if self._admission is not None and not self._queued:
+            self._admission._enqueue(self._deadline)
+            self._queued = True
 
     def release(self) -> None:
-        """Give the place back; further calls do nothing."""
+        """Give the places back; further calls do nothing."""
         if self._admission is not None:
-            self._admission._leave()
+            self._admission._leave(queued=self._queued)
             self._admission = None
 
     def __enter__(self) -> Ticket:
@@ -40,7 +53,7 @@ class Admission:
     """A bounded number of requests between validation and answer. Used on the event loop only.
 
     Args:
-        max_queue: most requests admitted and not yet answered.
+        max_queue: most requests that need a compute thread, admitted and not yet answered.
         threads: compute threads that serve them side by side.
     """
 
@@ -48,6 +61,7 @@ class Admission:
         self._max_queue = max_queue
         self._threads = threads
         self._admitted = 0
+        self._queued = 0
         self._seconds_each = 0.0
         self._open = True
         self._empty = asyncio.Event()
@@ -58,8 +72,13 @@ class Admission:
         """Requests admitted and not yet answered."""
         return self._admitted
 
-    def admit(self, deadline: float) -> Ticket:
+    def admit(self, deadline: float, *, queued: bool = True) -> Ticket:
         """A place for a request that must be answered by `deadline` (`time.monotonic()` seconds).
+
+        Args:
+            deadline: of the request.
+            queued: False for a request that probably needs no compute thread, and so no place in the queue: it is let
+                in however long that is. If it needs one after all, `Ticket.enqueue` asks for it.
 
         Raises:
             NotReadyError: the server is draining.
@@ -68,23 +87,13 @@ class Admission:
         """
         if not self._open:
             raise NotReadyError("the server is draining; ask another replica")
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExpiredError("admission")
-        if self._admitted >= self._max_queue:
-            raise OverloadedError(f"the queue is full with {self._admitted} requests", self._retry_after())
-        # An empty queue always admits. Otherwise one slow start could refuse everybody for ever: the estimate only
-        # changes when something is served.
-        wait = self._wait(self._admitted + 1)
-        if self._admitted and wait > left:
-            raise OverloadedError(
-                f"the {self._admitted} requests ahead will take about {wait * 1000:.0f} ms, and the deadline is in "
-                f"{left * 1000:.0f} ms",
-                self._retry_after(),
-            )
+        _check_time_left(deadline)
+        ticket = Ticket(self, deadline)
+        if queued:
+            ticket.enqueue()
         self._admitted += 1
         self._empty.clear()
-        return Ticket(self)
+        return ticket
 
     def observe(self, seconds: float, requests: int) -> None:
         """One compute thread served a batch of `requests` in `seconds`."""
@@ -101,15 +110,39 @@ class Admission:
         """Return when every admitted request has been answered or has left."""
         await self._empty.wait()
 
+    def _enqueue(self, deadline: float) -> None:
+        left = _check_time_left(deadline)
+        if self._queued >= self._max_queue:
+            raise OverloadedError(f"the queue is full with {self._queued} requests", self._retry_after())
+        # An empty queue always admits. Otherwise one slow start could refuse everybody for ever: the estimate only
+        # changes when something is served.
+        wait = self._wait(self._queued + 1)
+        if self._queued and wait > left:
+            raise OverloadedError(
+                f"the {self._queued} requests ahead will take about {wait * 1000:.0f} ms, and the deadline is in "
+                f"{left * 1000:.0f} ms",
+                self._retry_after(),
+            )
+        self._queued += 1
+
     def _wait(self, requests: int) -> float:
         """Seconds that the compute threads need for so many requests; the last one is not shared between threads."""
         return self._seconds_each * max(1.0, requests / self._threads)
 
     def _retry_after(self) -> float:
         shortest, longest = _RETRY_BOUNDS_S
-        return min(max(self._wait(self._admitted), shortest), longest)
+        return min(max(self._wait(self._queued), shortest), longest)
 
-    def _leave(self) -> None:
+    def _leave(self, *, queued: bool) -> None:
         self._admitted -= 1
+        self._queued -= queued
         if not self._admitted:
             self._empty.set()
+
+
+def _check_time_left(deadline: float) -> float:
+    """Seconds until the deadline."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExpiredError("admission")
+    return left

@@ -25,12 +25,15 @@ class Answer:
     total_us: int
     degraded: tuple[Degraded, ...] = ()
     """What was left out before the pipeline."""
+    cache_hit: bool = False
+    """It was kept from an equal request."""
 
 
 def fill_recommend(response: pb.RecommendResponse, answer: Answer) -> None:
     """Write the answer to a Recommend into an empty response."""
     _fill(response, answer)
     response.cold_start = answer.result.cold_start
+    response.cache_hit = answer.cache_hit
 
 
 def fill_similar(response: pb.SimilarItemsResponse, answer: Answer) -> None:

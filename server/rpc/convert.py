@@ -13,6 +13,7 @@ from recserve.server.config import DEFAULT_PLACEMENT, Settings
 from recserve.server.pipeline.errors import NotReadyError, UnknownItemsError
 from recserve.server.pipeline.types import Query, QueryKind, RerankOptions, Rows
 from recserve.server.rpc import limits, validate
+from recserve.server.rpc.answer_cache import request_key
 from recserve.server.rpc.placements import Placement, Placements
 from recserve.server.rpc.problems import Problems, listed, quoted
 from recserve.server.rpc.resolve import Resolver
@@ -40,6 +41,8 @@ class Job:
     record_shown: bool = False
     needs_state: bool = False
     """The request itself excludes what its user bought or was shown: without state there is no answer to it."""
+    cache_key: bytes = b""
+    """Under which the answer may be kept (`request_key`); empty: it may not."""
 
 
 def new_id() -> str:
@@ -61,7 +64,7 @@ class Converter:
 
     Args:
         registry: the pipelines by bundle name.
-        settings: placements, the defaults of SimilarItems, and the clock, where it is pinned.
+        settings: placements, the defaults of SimilarItems, the clock, where it is pinned, and whether answers are kept.
     """
 
     def __init__(self, registry: BundleRegistry[Pipeline], settings: Settings) -> None:
@@ -69,6 +72,7 @@ class Converter:
         self._similar = settings.similar
         self._placements = Placements(settings.placements)
         self._clock_us = settings.server.clock_us
+        self._caches_answers = settings.answer_cache.entries > 0
 
     def recommend(self, request: pb.RecommendRequest, request_id: str, deadline: float) -> Job:
         """The job of a RecommendRequest."""
@@ -95,7 +99,8 @@ class Converter:
         fields = resolver.fields(request.fields)
         problems.raise_any()
         record = request.record_shown if request.HasField("record_shown") else defaults.record_shown
-        return place.job(query, request_id, fields, record_shown=record)
+        key = request_key(request) if self._caches_answers else b""
+        return place.job(query, request_id, fields, record_shown=record, cache_key=key)
 
     def similar(self, request: pb.SimilarItemsRequest, request_id: str, deadline: float) -> Job:
         """The job of a SimilarItemsRequest.
@@ -229,6 +234,7 @@ class _Place:
         *,
         unknown_item_ids: tuple[str, ...] = (),
         record_shown: bool = False,
+        cache_key: bytes = b"",
     ) -> Job:
         return Job(
             bundle=self.bundle,
@@ -239,6 +245,7 @@ class _Place:
             unknown_item_ids=unknown_item_ids,
             record_shown=record_shown,
             needs_state=self.needs_state,
+            cache_key=cache_key,
         )
 
 

@@ -1,6 +1,7 @@
 """RecommenderService, whatever brings the bytes: parse, validate, admit, fetch state, compute, answer.
 
     bytes -> message -> Job (convert) -> Ticket (admission) -> UserState (state) -> Result (batcher) -> message -> bytes
+                                                                             `-> Result (answer_cache) -'
 
 A front hands over a method's name, the bytes and the time left, and gets bytes or a status. If it cancels the call,
 the call's places in the queue are given back.
@@ -24,10 +25,12 @@ from numpy.typing import NDArray
 from recserve.kernels.features import ColumnValues
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import Settings
+from recserve.server.pipeline.cache import CacheStats
 from recserve.server.pipeline.errors import DeadlineExpiredError, NotReadyError
 from recserve.server.pipeline.types import Degraded, Result, UserState
 from recserve.server.rpc import answers, validate
 from recserve.server.rpc.admission import Admission, Ticket
+from recserve.server.rpc.answer_cache import AnswerCache, state_version
 from recserve.server.rpc.answers import Answer
 from recserve.server.rpc.batcher import Batcher
 from recserve.server.rpc.convert import Converter, Job, new_id, usable_request_id
@@ -71,11 +74,14 @@ class RecommenderService:
 
     def __init__(self, registry: BundleRegistry[Pipeline], state: StateStore, settings: Settings) -> None:
         compute = settings.compute
+        self._registry = registry
         self._state = state
         self._state_deadline_s = settings.state.deadline_ms / 1000
         self._default_deadline_s = settings.server.default_deadline_ms / 1000
         self._converter = Converter(registry, settings)
+        self._caches_answers = settings.answer_cache.entries > 0
         self._admission = Admission(settings.admission.max_queue, compute.threads)
+        self._answers = AnswerCache(settings.answer_cache.limits)
         self._batcher = Batcher(compute.threads, compute.max_batch, self._admission.observe)
         self._recording: set[asyncio.Task[None]] = set()
         self._state_answers = True
@@ -112,6 +118,15 @@ class RecommenderService:
         """Refuse new requests and end the compute threads, each after the batch that it is at."""
         self._admission.close()
         await self._batcher.close()
+
+    def cache_stats(self) -> dict[str, CacheStats]:
+        """Every cache that is in use, by what it keeps."""
+        vectors = {
+            f'user vectors of bundle "{bundle}", space "{space}"': stats
+            for bundle, pipeline in self._registry.ready.items()
+            for space, stats in pipeline.kept_vectors.items()
+        }
+        return vectors | ({"answers": self._answers.stats} if self._caches_answers else {})
 
     # ------------------------------------------------------------------------------------------ methods
 
@@ -151,9 +166,13 @@ class RecommenderService:
 
     async def _answer(self, job: Job, call: Call) -> Answer:
         """The road of a single request."""
-        with self._admission.admit(call.deadline):
+        with self._admit(job, call) as ticket:
             [fetched] = await self._fetch([job], call)
-            return await self._compute(job, fetched, call)
+            return await self._finish(_Admitted(job, ticket), fetched, call)
+
+    def _admit(self, job: Job, call: Call) -> Ticket:
+        """Who will probably be answered from the cache takes no place in the queue."""
+        return self._admission.admit(call.deadline, queued=not self._answers.holds(job.cache_key))
 
     async def _admit_all(
         self, requests: Iterable[tuple[pb.RecommendRequest, str]], call: Call, tickets: ExitStack
@@ -163,7 +182,7 @@ class RecommenderService:
         for request, request_id in requests:
             try:
                 job = self._converter.recommend(request, request_id, call.deadline)
-                entries.append(_Admitted(job, tickets.enter_context(self._admission.admit(call.deadline))))
+                entries.append(_Admitted(job, tickets.enter_context(self._admit(job, call))))
             except Exception as error:  # it becomes the status of this request alone
                 entries.append(error)
             await asyncio.sleep(0)  # other calls go on in between
@@ -189,7 +208,7 @@ class RecommenderService:
         """The road of one request of a batch, which gives its place back before the others are there."""
         with admitted.ticket:
             try:
-                return await self._compute(admitted.job, fetched, call)
+                return await self._finish(admitted, fetched, call)
             except Exception as error:  # it becomes the status of this request alone
                 return error
 
@@ -229,13 +248,21 @@ class RecommenderService:
             else:
                 logger.info("the state store answers again")
 
-    async def _compute(self, job: Job, fetched: _Fetched, call: Call) -> Answer:
+    async def _finish(self, admitted: _Admitted, fetched: _Fetched, call: Call) -> Answer:
+        """From the cache, or else computed."""
+        job = admitted.job
         if job.needs_state and fetched.degraded:
             raise StateUnavailableError(
                 "the request excludes what its user bought or was shown, and that cannot be had now: try again soon, "
                 "or ask without filter.exclude_purchased and filter.exclude_shown"
             )
-        result, queue_us = await self._batcher.submit(job.pipeline, job.query, fetched.state)
+        # An answer that had to do without state is good for one moment only.
+        key = b"" if fetched.degraded else job.cache_key
+        version = state_version(fetched.state) if key else b""
+        held = self._answers.get(key, version, job.pipeline) if key else None
+        result, queue_us = (held, 0) if held is not None else await self._compute(admitted, fetched)
+        if key and held is None:
+            self._answers.put(key, version, job.pipeline, result)
         if job.record_shown:
             self._record_shown(job, result)
         return Answer(
@@ -245,7 +272,12 @@ class RecommenderService:
             state_us=fetched.elapsed_us,
             total_us=call.elapsed_us(),
             degraded=fetched.degraded,
+            cache_hit=held is not None,
         )
+
+    async def _compute(self, admitted: _Admitted, fetched: _Fetched) -> tuple[Result, int]:
+        admitted.ticket.enqueue()
+        return await self._batcher.submit(admitted.job.pipeline, admitted.job.query, fetched.state)
 
     def _record_shown(self, job: Job, result: Result) -> None:
         """Remember the answer, off its road; the loop itself keeps no reference to a task."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,13 @@ class Users:
             else _known(self._snapshot.state(row), shown.recent(user_id))
             for user_id, row in zip(user_ids, rows, strict=True)
         ]
+
+    def most_active(self, count: int) -> Iterator[UserState]:
+        """Those with the longest histories, as far as the snapshot goes, without what they were shown."""
+        if self._snapshot is None:
+            return
+        for row in self._snapshot.most_active(count).tolist():
+            yield _known(self._snapshot.state(row), np.empty(0, np.uint64))
 
     def _unknown(self, shown: NDArray[np.uint64]) -> UserState:
         return UserState(known=False, columns=self._missing, history=self._no_history, shown=shown)

@@ -104,6 +104,16 @@ def test_the_log_has_one_line_an_event_in_utc(start_server: Start, tiny_bundle: 
     assert [each.partition(": ")[2] for each in lines[-3:]] == ["received SIGINT", "draining for up to 10 s", "stopped"]
 
 
+def test_it_tells_at_the_end_what_caches_were_good_for(start_server: Start, tiny_bundle: Make) -> None:
+    server = start_server("--bundle", f"{tiny_bundle()}", "--set", "answer_cache.entries=10")
+    address = server.wait_until_ready()
+    answers = [recommend(address) for _ in range(3)]
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert [answer.cache_hit for answer in answers] == [False, True, True]
+    assert "cache of answers: 2 hits, 1 misses, 1 entries" in server.log
+
+
 def test_a_taken_port_is_an_error_at_once(start_server: Start, recserve: Run, tiny_bundle: Make) -> None:
     bundle = tiny_bundle()
     port = start_server("--bundle", f"{bundle}").wait_until_ready().rpartition(":")[2]

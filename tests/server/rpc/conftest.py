@@ -3,11 +3,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import grpc
+import grpc.aio
 import numpy as np
 import pytest
+import uvloop
 
 from recserve.bundle.v1 import manifest_pb2
 from recserve.kernels.features import MISSING_TIME, ColumnSpec, FeatureSchema, FeatureSpec
@@ -25,7 +28,12 @@ from recserve.server.bundle.columns import (
     Vocabulary,
 )
 from recserve.server.bundle.reader import Bundle, Space
+from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.bundle.strings import StringTable, keys_of
+from recserve.server.config import Settings
+from recserve.server.pipeline.inputs import RankingInputs
+from recserve.server.rpc import RecommenderService, RpcServer
+from recserve.v1.recommender_pb2_grpc import RecommenderServiceStub
 
 
 @pytest.fixture
@@ -172,3 +180,80 @@ def make_bundle() -> Callable[..., Bundle]:
         )
 
     return make
+
+
+class Squash:
+    """A plain ranker: each objective is a sum of squashed features; rows do not depend on one another."""
+
+    objectives = ("click", "purchase")
+    weights = (1.0, 0.5)
+
+    def margins(self, features: np.ndarray) -> np.ndarray:
+        squashed = np.tanh(np.nan_to_num(features.astype(np.float64)) / 50)
+        weights = np.random.default_rng(5).normal(size=(2, features.shape[1]))
+        return np.stack([(squashed * each).sum(axis=1) for each in weights], axis=1)
+
+    def score(self, inputs: RankingInputs) -> np.ndarray:
+        return self.margins(inputs.matrix())
+
+    def relevance(self, margins: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-margins))
+
+
+@pytest.fixture
+def squash() -> Squash:
+    return Squash()
+
+
+@dataclass
+class Served:
+    """A server and a connection to it."""
+
+    stub: RecommenderServiceStub
+    service: RecommenderService
+    registry: BundleRegistry
+    server: RpcServer
+
+
+@pytest.fixture
+def over_grpc(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`over_grpc(scenario, pipeline, store, **sections)` runs a scenario against a server of its own."""
+
+    async def serving(scenario: Callable[..., Any], pipeline: Any, store: Any, sections: dict[str, Any]) -> Any:
+        defaults = {
+            "bundles": [{"path": "unused"}],
+            "server": {"port": 0, "default_deadline_ms": 10_000},
+            "state": {"deadline_ms": 2000},
+            "compute": {"threads": 2, "max_batch": 8},
+        }
+        configured = Settings(**{**defaults, **sections})
+        registry: BundleRegistry[Any] = BundleRegistry()
+        registry.add("main", pipeline)
+        service = RecommenderService(registry, store, configured)
+        server = RpcServer(service, configured.server)
+        port = await server.listen()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                return await scenario(Served(RecommenderServiceStub(channel), service, registry, server))
+        finally:
+            await server.drain(5)
+
+    def served(scenario: Callable[..., Any], pipeline: Any, store: Any, **sections: Any) -> Any:
+        return run(serving(scenario, pipeline, store, sections), seconds=60, loop=uvloop.new_event_loop)
+
+    return served
+
+
+@pytest.fixture
+def plain() -> Callable[..., Any]:
+    """What of a response must not depend on when, how and with whom it was answered."""
+
+    def without(response: Any) -> Any:
+        copy = type(response)()
+        copy.CopyFrom(response)
+        for name in ("request_id", "recommendation_id", "times", "cache_hit"):
+            if name in copy.DESCRIPTOR.fields_by_name:
+                copy.ClearField(name)
+        return copy
+
+    return without

@@ -89,3 +89,33 @@ def test_draining_refuses_and_waits_for_those_inside(run):
         await drained
 
     run(scenario())
+
+
+def test_who_needs_no_compute_thread_takes_no_place_in_the_queue():
+    """Until it turns out to need one; draining waits for it either way."""
+    admission = Admission(max_queue=1, threads=1)
+    queued = admission.admit(soon())
+    passing = admission.admit(soon(), queued=False)
+    with pytest.raises(OverloadedError):
+        passing.enqueue()
+    queued.release()
+    passing.enqueue()
+    passing.enqueue()  # it has a place
+    with pytest.raises(OverloadedError):
+        admission.admit(soon())
+    assert admission.admitted == 1
+    passing.release()
+    passing.enqueue()  # it is over: nothing is taken that nobody would give back
+    admission.admit(soon()).release()
+
+    async def drain():
+        other = admission.admit(soon(), queued=False)
+        admission.close()
+        with pytest.raises(NotReadyError):
+            admission.admit(soon(), queued=False)
+        asyncio.get_running_loop().call_later(0.01, other.release)
+        await asyncio.wait_for(admission.drained(), 5)
+
+    asyncio.run(drain())
+    with pytest.raises(DeadlineExpiredError):
+        Admission(max_queue=1, threads=1).admit(time.monotonic() - 0.001, queued=False)
