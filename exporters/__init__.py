@@ -2,6 +2,7 @@
 
     spec, specfile          what an export is made of, in Python and in TOML; consistency: whether that can be
     export                  one export from beginning to end
+    quality                 a gate for tables of events, before anything is trained on them
     tables, catalogue       the item table                 snapshot    users and their history
     towers, spaces, indexes vectors and how they are found
     ranker                  forests: lightgbm_text (what the model says), tl2cgen_library (its code),

@@ -1,8 +1,9 @@
-"""The command `recserve-export`: build, inspect, verify and diff bundles, and build the demo."""
+"""The command `recserve-export`: build, inspect, verify, diff and evaluate bundles, and build the demo."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,22 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("new", type=Path)
     diff.set_defaults(run=_diff)
 
+    evaluate = commands.add_parser("evaluate", help="measure how well a bundle recommends")
+    evaluate.add_argument("bundle", type=Path)
+    evaluate.add_argument("--snapshot", type=Path, required=True, help="the user snapshot of the cut-off")
+    evaluate.add_argument("--truth", type=Path, required=True, help="table of what users took after the cut-off")
+    evaluate.add_argument("--time", required=True, help="the cut-off, ISO 8601; without a zone it is UTC")
+    evaluate.add_argument("--user-column", default="user_id", help="of the truth (default %(default)s)")
+    evaluate.add_argument("--item-column", default="item_id", help="of the truth (default %(default)s)")
+    evaluate.add_argument("--time-column", default="", help="of the truth (default time, where there is one)")
+    evaluate.add_argument("--config", type=Path, help="a server's configuration, whose placement is asked")
+    evaluate.add_argument("--placement", default="default", help="which one (default %(default)s)")
+    evaluate.add_argument("--mode", choices=("all", "first"), action="append", help="one of the two modes only")
+    evaluate.add_argument("--new-users", action="store_true", help="count users without history, too")
+    evaluate.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    evaluate.add_argument("--report", type=Path, help="where to write the figures as a page")
+    evaluate.set_defaults(run=_evaluate)
+
     demo = commands.add_parser("demo", help="simulate a marketplace, train on it, and export")
     demo.add_argument("--out", type=Path, required=True, help="receives bundle/, snapshot/ and recserve.toml")
     demo.add_argument("--seed", type=int, default=7, help="of the simulation (default %(default)s)")
@@ -91,6 +108,39 @@ def _diff(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import diff_bundles  # noqa: PLC0415
 
     Console().print(diff_bundles(options.old, options.new))
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> None:
+    from recserve.exporters.evaluate import evaluate_bundle  # noqa: PLC0415
+    from recserve.exporters.evaluation.page import evaluation_notes, evaluation_tables, render_evaluation  # noqa: PLC0415
+    from recserve.exporters.evaluation.placement import read_placement  # noqa: PLC0415
+    from recserve.exporters.evaluation.times import parse_time  # noqa: PLC0415
+    from recserve.exporters.spec import EvaluationSpec, PlacementSpec  # noqa: PLC0415
+
+    spec = EvaluationSpec(
+        truth=options.truth,
+        time_us=parse_time(options.time),
+        user_column=options.user_column,
+        item_column=options.item_column,
+        time_column=options.time_column,
+        placement=read_placement(options.config, options.placement) if options.config else PlacementSpec(),
+        modes=options.mode or ("all", "first"),
+        new_users=options.new_users,
+    )
+    with console.status("evaluating") as status:
+        evaluation = evaluate_bundle(
+            options.bundle,
+            options.snapshot,
+            spec,
+            on_progress=lambda done, total: status.update(f"evaluating: {done:,} of {total:,} users"),
+        )
+    Console().print(*evaluation_tables(evaluation), sep="\n\n")
+    for note in evaluation_notes(evaluation):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if options.out:
+        options.out.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n", encoding="utf-8")
+    if options.report:
+        options.report.write_text(render_evaluation(evaluation), encoding="utf-8")
 
 
 def _demo(options: argparse.Namespace, console: Console) -> None:

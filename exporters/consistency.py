@@ -31,6 +31,7 @@ def check_spec(spec: BundleSpec, *, has_snapshot: bool) -> None:
         *_feature_problems(spec),
         *_ranker_problems(spec),
         *_golden_problems(spec, has_snapshot=has_snapshot),
+        *_evaluation_problems(spec, has_snapshot=has_snapshot),
         *_file_problems(spec),
     ]
     if problems:
@@ -50,6 +51,8 @@ def source_files(spec: BundleSpec) -> Iterator[tuple[str, object]]:
         yield from ((f"{part} of {space.name}", source) for part, source in parts.items() if source is not None)
     for ranker in spec.rankers:
         yield f"ranker {ranker.objective}", ranker.model
+    if spec.evaluation is not None:
+        yield "truth", spec.evaluation.truth
 
 
 def _identity_problems(spec: BundleSpec) -> Iterator[str]:
@@ -116,6 +119,15 @@ def _golden_problems(spec: BundleSpec, *, has_snapshot: bool) -> Iterator[str]:
         yield f"golden_time_us: expected microseconds since 1970 UTC, found {spec.golden_time_us}"
     if spec.golden_user_ids and not has_snapshot:
         yield "golden_user_ids: names users of a user snapshot, and there is none: export with one, or leave them out"
+
+
+def _evaluation_problems(spec: BundleSpec, *, has_snapshot: bool) -> Iterator[str]:
+    if spec.evaluation is None:
+        return
+    if not has_snapshot:
+        yield "evaluation: needs the user snapshot of the cut-off, and there is none"
+    if not spec.evaluation.time_us:
+        yield "evaluation: needs the cut-off, the time of its requests"
 
 
 def _file_problems(spec: BundleSpec) -> Iterator[str]:

@@ -2,12 +2,18 @@
 
 RecserveError
 └── ExportError            an input, or the target, cannot be used: the exporter's caller's matter
-    └── TableError         a table lacks what is needed, or holds what cannot be stored
+    ├── TableError         a table lacks what is needed, or holds what cannot be stored
+    └── QualityError       too little of a table of events is fit to be learned from
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from recserve.server.bundle.errors import RecserveError
+
+if TYPE_CHECKING:
+    from recserve.exporters.quality import QualityReport
 
 
 class ExportError(RecserveError):
@@ -16,3 +22,15 @@ class ExportError(RecserveError):
 
 class TableError(ExportError):
     """A table lacks what is needed, or holds what cannot be stored."""
+
+
+class QualityError(ExportError):
+    """Too little of a table of events is fit to be learned from.
+
+    Attributes:
+        report: what each rule dropped.
+    """
+
+    def __init__(self, message: str, report: QualityReport) -> None:
+        super().__init__(message)
+        self.report = report

@@ -18,6 +18,8 @@ from recserve.bundle.v1.manifest_pb2 import Features, IndexKind, Manifest, Sourc
 from recserve.exporters.bitsliced import write_forest_set
 from recserve.exporters.catalogue import ItemTable, read_items, write_catalogue
 from recserve.exporters.consistency import check_spec, source_files
+from recserve.exporters.evaluate import evaluate
+from recserve.exporters.evaluation.results import NDCG
 from recserve.exporters.golden import golden_files, latest_event, make_golden, snapshot_users
 from recserve.exporters.oracle import load_boosters
 from recserve.exporters.ranker import compile_ranker
@@ -25,7 +27,7 @@ from recserve.exporters.report import Check, ExportReport
 from recserve.exporters.report_page import REPORT_FILE, render_page
 from recserve.exporters.snapshot import export_snapshot
 from recserve.exporters.spaces import export_space
-from recserve.exporters.spec import BundleSpec, SnapshotSpec, SpaceSpec
+from recserve.exporters.spec import BundleSpec, EvaluationSpec, SnapshotSpec, SpaceSpec
 from recserve.exporters.towers import TowerContext
 from recserve.exporters.writer import BundleWriter, staged_directory
 from recserve.kernels import ids
@@ -37,7 +39,7 @@ from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
 from recserve.server.pipeline.golden_set import REQUESTS_FILE, STAGES_FILE, GoldenSet
 from recserve.server.pipeline.host import this_host
-from recserve.server.pipeline.pipeline import open_pipeline
+from recserve.server.pipeline.pipeline import Pipeline, open_engines, open_pipeline
 from recserve.server.pipeline.ranker import ENGINES
 from recserve.server.pipeline.towers import TowerUsers
 from recserve.server.pipeline.types import UserState, no_rows
@@ -124,6 +126,9 @@ class _Export:
                 self._write_forest_set(manifest, items)
         with self._step("golden requests"):
             bundle, golden = self._write_golden(manifest)
+        if self._spec.evaluation is not None and self._snapshot is not None:
+            with self._step("evaluation"):
+                self._evaluate(manifest, bundle, self._snapshot, self._spec.evaluation)
         with self._step("verification"):
             self._finish(manifest, bundle, golden)
         return self._report
@@ -230,6 +235,23 @@ class _Export:
             return []
         self._snapshot.check_fits(bundle)
         return snapshot_users(self._snapshot, self._spec.golden_user_ids, self._spec.golden_requests)
+
+    def _evaluate(self, manifest: Manifest, bundle: Bundle, snapshot: Snapshot, spec: EvaluationSpec) -> None:
+        """Measure what is about to be sealed; a bundle that falls short of the specification's minimum is refused."""
+        task = self._progress.add_task("  users", total=None)
+        evaluation = evaluate(
+            Pipeline(bundle, open_engines(bundle, device="cpu")),
+            snapshot,
+            spec,
+            on_progress=lambda done, total: self._progress.update(task, completed=done, total=total),
+        )
+        self._progress.remove_task(task)
+        evaluation.check(spec.minimum)
+        manifest.offline_metrics.update(evaluation.headline())
+        self._report.evaluation = evaluation
+        for name, mode in evaluation.modes.items():
+            against = f"what {mode.users:,} users took after the cut-off"
+            self._check(f"lists, mode {name}", against, f"{NDCG} {mode.systems['full'][NDCG].value:.4f}")
 
     def _finish(self, manifest: Manifest, bundle: Bundle, golden: GoldenSet) -> None:
         def check(root: Path) -> None:

@@ -22,7 +22,7 @@ REST: Final = "#c3ccd6"
 PALETTE: Final = ("#2563a8", "#d9822b", "#1c7c4a", "#b23a48", "#7a5195", "#2a9d9d", "#a07c17")
 """For what is told apart; what is left is `REST`."""
 
-_STYLE: Final[Any] = {
+STYLE: Final[Any] = {
     "svg.hashsalt": "recserve",  # equal figures give equal files
     "svg.fonttype": "none",
     "font.size": 10,
@@ -34,6 +34,7 @@ _STYLE: Final[Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+"""Matplotlib's settings for all figures."""
 
 
 def calibration_figure(calibration: Calibration, margins: NDArray[np.float64]) -> str:
@@ -47,14 +48,14 @@ def calibration_figure(calibration: Calibration, margins: NDArray[np.float64]) -
     ends = [*margins, *(x if calibration.kind == CalibrationKind.ISOTONIC else ())]
     room = 0.05 * (max(ends) - min(ends)) or 1.0
     curve = np.linspace(min(ends) - room, max(ends) + room, 400)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         axes = figure.subplots()
         counts, edges = np.histogram(margins, 40, (curve[0], curve[-1]))
         axes.bar(edges[:-1], 0.35 * counts / counts.max(), np.diff(edges), align="edge", color=REST, linewidth=0)
         axes.plot(curve, reference_rerank.calibrate(curve, calibration.kind, x, y), color=ACCENT, linewidth=1.8)
         axes.set(xlabel="margin", ylabel="relevance", ylim=(0, 1.02), xlim=(curve[0], curve[-1]))
-        return _svg(figure)
+        return svg(figure)
 
 
 def map_figure(vectors: NDArray[np.float32], groups: Sequence[tuple[str, NDArray[np.bool_]]]) -> str:
@@ -65,7 +66,7 @@ def map_figure(vectors: NDArray[np.float32], groups: Sequence[tuple[str, NDArray
         groups: a colour, and which of the items [n] have it; later ones lie on top.
     """
     points = _principal_plane(vectors)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(3.6, 3.0), layout="constrained")
         axes = figure.subplots()
         for colour, mine in groups:
@@ -73,7 +74,7 @@ def map_figure(vectors: NDArray[np.float32], groups: Sequence[tuple[str, NDArray
                 axes.scatter(points[mine, 0], points[mine, 1], s=12, color=colour, linewidths=0, alpha=0.75)
         axes.set(xticks=[], yticks=[], xlim=_middle(points[:, 0]), ylim=_middle(points[:, 1]))
         axes.set_frame_on(False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _principal_plane(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -94,7 +95,7 @@ def _middle(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(low) - room, float(high) + room
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as an element for a page, which knows SVG's namespaces by itself."""
     buffer = io.StringIO()
     nobody = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -88,10 +88,11 @@ def snapshot_users(snapshot: Snapshot, user_ids: Sequence[str], count: int) -> l
         unknown = [user for user, row in zip(user_ids, rows, strict=True) if row < 0]
         shown = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         raise ExportError(f"golden_user_ids: {len(unknown)} users are not in the snapshot: {shown}")
-    return [(name, _state(snapshot, int(row))) for name, row in zip(snapshot.user_ids(rows), rows, strict=True)]
+    return [(name, user_state(snapshot, int(row))) for name, row in zip(snapshot.user_ids(rows), rows, strict=True)]
 
 
-def _state(snapshot: Snapshot, row: int) -> UserState:
+def user_state(snapshot: Snapshot, row: int) -> UserState:
+    """The state of the user in a row of a snapshot."""
     user = snapshot.state(row)
     history = History(user.keys, user.events, user.counts, user.last_us)
     return UserState(known=True, columns=user.columns, history=history)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recserve.bundle.v1.manifest_pb2 import Manifest
+from recserve.exporters.evaluation.results import Evaluation
 from recserve.exporters.inspect import human_bytes
 
 
@@ -30,12 +31,14 @@ class ExportReport:
         manifest: as written.
         checks: the comparisons made, in order.
         seconds: time by step.
+        evaluation: what it was measured to be worth; None where the specification does not ask.
     """
 
     path: Path
     manifest: Manifest = field(default_factory=Manifest)
     checks: list[Check] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
 
     def table(self) -> Table:
         """For the terminal."""

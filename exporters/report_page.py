@@ -9,10 +9,10 @@ from typing import Final, TypedDict
 import lightgbm
 import numpy as np
 from google.protobuf.json_format import MessageToDict
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from recserve.bundle.v1.manifest_pb2 import CalibrationKind, ColumnType, Forest, IndexKind, Manifest, Space
+from recserve.exporters.evaluation.page import environment, evaluation_context
 from recserve.exporters.figures import PALETTE, REST, calibration_figure, map_figure
 from recserve.exporters.inspect import human_bytes
 from recserve.exporters.report import ExportReport
@@ -85,31 +85,29 @@ def render_page(
     total = human_bytes(sum(size for _, size in sizes))
     rows = np.linspace(0, bundle.catalogue.size - 1, min(_MAP_ITEMS, bundle.catalogue.size)).astype(np.int64)
     groups = _groups(bundle, rows)
-    environment = Environment(
-        loader=PackageLoader("recserve.exporters"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
-        manifest=manifest,
-        created=manifest.created.ToDatetime().strftime("%Y-%m-%d %H:%M UTC"),
-        seconds=report.seconds,
-        cards=[*_cards(manifest), (total, "in all")],
-        examples=list(_examples(bundle, golden)),
-        checks=report.checks,
-        metrics=list(_metrics(MessageToDict(manifest.offline_metrics))),
-        spaces=[_space(space) for space in manifest.spaces],
-        legend=[(name, colour) for name, colour, _ in groups if name],
-        maps=list(_maps(bundle, rows, [(colour, mine) for _, colour, mine in reversed(groups)])),
-        forests=[_forest(forest) for forest in manifest.forests],
-        objectives=list(zip(boosters, PALETTE, strict=False)),
-        importances=_importances(bundle, boosters),
-        calibrations=list(_calibrations(manifest, golden)),
-        columns=list(_columns(bundle)),
-        files=[(name, human_bytes(size)) for name, size in sizes],
-        total_size=total,
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            manifest=manifest,
+            created=manifest.created.ToDatetime().strftime("%Y-%m-%d %H:%M UTC"),
+            seconds=report.seconds,
+            cards=[*_cards(manifest), (total, "in all")],
+            examples=list(_examples(bundle, golden)),
+            checks=report.checks,
+            evaluation=evaluation_context(report.evaluation) if report.evaluation else None,
+            metrics=list(_metrics(_given_metrics(report))),
+            spaces=[_space(space) for space in manifest.spaces],
+            legend=[(name, colour) for name, colour, _ in groups if name],
+            maps=list(_maps(bundle, rows, [(colour, mine) for _, colour, mine in reversed(groups)])),
+            forests=[_forest(forest) for forest in manifest.forests],
+            objectives=list(zip(boosters, PALETTE, strict=False)),
+            importances=_importances(bundle, boosters),
+            calibrations=list(_calibrations(manifest, golden)),
+            columns=list(_columns(bundle)),
+            files=[(name, human_bytes(size)) for name, size in sizes],
+            total_size=total,
+        )
     )
 
 
@@ -173,6 +171,13 @@ def _word(value: object) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers
+
+
+def _given_metrics(report: ExportReport) -> dict[str, object]:
+    """Those of the manifest that the evaluation's own section does not show."""
+    evaluated = report.evaluation.headline() if report.evaluation else {}
+    given = MessageToDict(report.manifest.offline_metrics)
+    return {name: value for name, value in given.items() if name not in evaluated}
 
 
 def _metrics(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels.features import FeatureSchema
+from recserve.server.pipeline.types import Cap, Freshness
 
 if TYPE_CHECKING:  # heavy, optional libraries: only their names are needed here
     import lightgbm
@@ -166,6 +167,75 @@ class SnapshotSpec:
     history: HistorySpec | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SourceShare:
+    """A candidate source with its share of the candidates, relative to the other sources' weights."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementSpec:
+    """What is asked of a bundle when it is evaluated; keys and defaults are those of a server's `[placements.NAME]`."""
+
+    candidates: int = 500
+    sources: Sequence[SourceShare] = ()
+    """Empty: every source of the bundle, in equal shares."""
+    caps: Sequence[Cap] = ()
+    mmr_weight: float | None = None
+    diversity_space: str = ""
+    freshness: Freshness | None = None
+    objective_weights: Mapping[str, float] = field(default_factory=dict)
+    in_stock: bool = True
+    exclude_purchased: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentSpec:
+    """Segments of users by their history at the cut-off.
+
+    A user without history is "new"; one whose last event is older than `inactive_days` is "inactive"; of the others,
+    those whose number of events is at or above the quantile `power_quantile` are "power", the rest "active".
+    """
+
+    inactive_days: float = 90.0
+    power_quantile: float = 0.8
+
+
+EvaluationMode = Literal["all", "first"]
+"""all: everything that users buy counts. first: only what they had not bought before, and nothing else is answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSpec:
+    """Measure a bundle by what its users did in a test window that begins when the user snapshot ends.
+
+    `truth` has one row per purchase (or whatever counts): user, item, and optionally when.
+    """
+
+    truth: TableSource
+    time_us: int
+    """The cut-off: time of the requests, microseconds UTC. The snapshot must not hold anything later, the truth
+    nothing earlier."""
+    user_column: str = "user_id"
+    item_column: str = "item_id"
+    time_column: str = ""
+    """Empty: `time` where the table has a column of that name."""
+    placement: PlacementSpec = field(default_factory=PlacementSpec)
+    modes: Sequence[EvaluationMode] = ("all", "first")
+    segments: SegmentSpec = field(default_factory=SegmentSpec)
+    new_users: bool = False
+    """Whether users without history count in the figures of all users; they have a segment in any case."""
+    max_users: int = 10_000
+    """More users than these are sampled, by `seed`."""
+    resamples: int = 1000
+    """Of the bootstrap."""
+    seed: int = 7
+    minimum: Mapping[str, float] = field(default_factory=dict)
+    """Least figures, such as {"all.full.ndcg@10": 0.3}; a bundle below one of them is refused."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
     """One export."""
@@ -182,3 +252,5 @@ class BundleSpec:
     golden_time_us: int = 0
     """Time of the golden requests, microseconds UTC; 0: the latest event of the snapshot."""
     offline_metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluation: EvaluationSpec | None = None
+    """Needs the export's user snapshot, which then ends at the evaluation's cut-off."""

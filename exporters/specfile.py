@@ -33,12 +33,16 @@ from recserve.exporters.spec import (
     BundleSpec,
     CalibrationData,
     CatalogueSpec,
+    EvaluationMode,
+    EvaluationSpec,
     HistorySpec,
     IndexSpec,
     InputSpec,
     ItemColumn,
+    PlacementSpec,
     RankerSpec,
     Roles,
+    SegmentSpec,
     SnapshotSpec,
     SpaceSpec,
     TowerSpec,
@@ -192,6 +196,26 @@ class _Snapshot(_Part):
         return SnapshotSpec(version=self.version, users=self.users, id_column=self.id_column, history=history)
 
 
+class _Evaluation(_Part):
+    truth: InputPath
+    time: AwareDatetime
+    user_column: str = "user_id"
+    item_column: str = "item_id"
+    time_column: str = ""
+    placement: PlacementSpec = PlacementSpec()
+    modes: list[EvaluationMode] = Field(default=["all", "first"], min_length=1)
+    segments: SegmentSpec = SegmentSpec()
+    new_users: bool = False
+    max_users: int = Field(default=10_000, ge=1)
+    resamples: int = Field(default=1000, ge=1)
+    seed: int = Field(default=7, ge=0)
+    minimum: dict[str, float] = Field(default_factory=dict)
+
+    def spec(self) -> EvaluationSpec:
+        parts = {name: getattr(self, name) for name in type(self).model_fields if name != "time"}
+        return EvaluationSpec(time_us=_microseconds(self.time), **parts)
+
+
 class _File(_Part):
     name: str
     version: str
@@ -204,6 +228,7 @@ class _File(_Part):
     golden_requests: int = Field(default=16, ge=1, le=MAX_GOLDEN_REQUESTS)
     golden_time: AwareDatetime | None = None
     offline_metrics: dict[str, float] = Field(default_factory=dict)
+    evaluation: _Evaluation | None = None
 
     def spec(self) -> BundleSpec:
         return BundleSpec(
@@ -217,6 +242,7 @@ class _File(_Part):
             golden_requests=self.golden_requests,
             golden_time_us=_microseconds(self.golden_time) if self.golden_time else 0,
             offline_metrics=self.offline_metrics,
+            evaluation=self.evaluation.spec() if self.evaluation else None,
         )
 
 

@@ -16,11 +16,12 @@ from recserve.server.config import Settings
 from recserve.server.loading import load_pipeline, load_users
 from recserve.server.pipeline.pipeline import Pipeline
 from recserve.server.state.embedded import Users
-from recserve.server.text import printable
+from recserve.server.text import pinned_clock, printable
 
 T = TypeVar("T")
 
 _OK, _FAILED, _SKIPPED = Text("ok", "green"), Text("failed", "bold red"), Text("skipped", "yellow")
+_PINNED = Text("pinned", "yellow")
 
 
 def check(settings: Settings) -> bool:
@@ -30,6 +31,8 @@ def check(settings: Settings) -> bool:
     """
     report = _Report()
     report.add("configuration", _OK, f"{len(settings.bundles)} bundles, {len(settings.placements)} placements")
+    if settings.server.clock is not None:
+        report.add("clock", _PINNED, pinned_clock(settings.server.clock))
     pipelines: dict[str, Pipeline] = {}
     for source in settings.bundles:
         pipeline = report.examine(f"bundle {source.name}", lambda: load_pipeline(source, settings), _of_pipeline)  # noqa: B023

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import datetime
 import logging
 import os
 import shlex
@@ -27,7 +28,7 @@ from recserve.server.pipeline.pipeline import Pipeline
 from recserve.server.rpc.app import RpcServer
 from recserve.server.rpc.servicer import RecommenderService
 from recserve.server.state.embedded import EmbeddedStore
-from recserve.server.text import own_command, printable
+from recserve.server.text import own_command, pinned_clock, printable
 from recserve.server.version import this_version
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ async def _live(settings: Settings) -> bool:
     server = RpcServer(RecommenderService(registry, store, settings), settings.server)
     address = _join(settings.server.host, await server.listen())
     logger.info("listening on %s", address)
+    if settings.server.clock is not None:
+        logger.warning("%s", pinned_clock(settings.server.clock))
     loading = _in_thread(lambda: load(settings))
     try:
         either: tuple[asyncio.Future[Any], ...] = (loading, signals.first)
@@ -66,7 +69,7 @@ async def _live(settings: Settings) -> bool:
             _put_into_service(loading.result(), registry, store)
             await server.set_serving(True)
             logger.info("serving on %s", address)
-            _announce(loading.result(), address)
+            _announce(loading.result(), address, settings.server.clock)
             await signals.first
         logger.info("draining for up to %g s", settings.server.drain_seconds)
     finally:
@@ -120,21 +123,23 @@ def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     return asyncio.wrap_future(outcome)
 
 
-def _announce(loaded: Loaded, address: str) -> None:
+def _announce(loaded: Loaded, address: str, clock: datetime.datetime | None) -> None:
     """Tell whoever watches; a server does not stop because nobody does."""
     try:
-        print("\n".join(_announcement(loaded, address)), flush=True)
+        print("\n".join(_announcement(loaded, address, clock)), flush=True)
     except OSError:  # such as a pipe that nobody reads any more
         # What is left in the buffer would fail again when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _announcement(loaded: Loaded, address: str) -> Iterator[str]:
+def _announcement(loaded: Loaded, address: str, clock: datetime.datetime | None) -> Iterator[str]:
     """What a person at the terminal reads once the server is ready."""
     bundles = ", ".join(
         f"{name} ({pipeline.bundle.name} {pipeline.bundle.version})" for name, pipeline in loaded.pipelines.items()
     )
     yield f"recserve {this_version()} is ready on {address}: {bundles}"
+    if clock is not None:
+        yield f"Note: {pinned_clock(clock)}"
     snapshot = loaded.users.snapshot
     user = snapshot.user_ids(np.zeros(1, np.int64))[0] if snapshot is not None else "anybody"
     quoted = shlex.quote(printable(user))

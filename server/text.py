@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shlex
 import shutil
@@ -21,3 +22,9 @@ def own_command() -> str:
     if running.name != name or (found is not None and running.exists() and running.samefile(found)):
         return name
     return shlex.quote(os.path.relpath(running))
+
+
+def pinned_clock(clock: datetime.datetime) -> str:
+    """What a pinned clock means, for whoever starts the server."""
+    moment = clock.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
+    return f"the clock is pinned: requests without a time are answered as of {moment} (server.clock)"

@@ -94,7 +94,7 @@ def build_demo(
 def config_text() -> str:
     """The server's configuration for the demo; paths are relative to the file."""
     sources = ", ".join(f'{{ name = "{name}", weight = {weight} }}' for name, weight in SOURCE_WEIGHTS.items())
-    return _CONFIG.format(sources=sources)
+    return _CONFIG.format(sources=sources, clock=f"{END:%Y-%m-%dT%H:%M:%SZ}")
 
 
 def _simulate(sizes: DemoSizes, seed: int, console: Console) -> Marketplace:
@@ -224,6 +224,11 @@ def _spaces(market: Marketplace, trained: Trained, models: Path) -> list[SpaceSp
 
 _CONFIG = """\
 # The demo's server. `recserve serve --config recserve.toml`
+
+# The simulation ends at this moment, and so does what the models know: served later, every item would be old news, and
+# every user long gone. A shop whose bundles are exported every day leaves its clock alone.
+[server]
+clock = {clock}
 
 [[bundles]]
 name = "demo"

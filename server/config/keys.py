@@ -16,7 +16,7 @@ KeyPath = tuple[str, ...]
 ANY = "*"
 """In a key's path: any element of a list, or any name of a table whose names are free."""
 
-Kind = Literal["table", "list", "text", "path", "choice", "integer", "number", "flag"]
+Kind = Literal["table", "list", "text", "path", "time", "choice", "integer", "number", "flag"]
 
 NAME_RULE = "a name of letters, digits, `_` and `-`, at most 64"
 
@@ -24,8 +24,11 @@ _KINDS: Mapping[str, Kind] = {
     "object": "table", "array": "list", "string": "text", "integer": "integer", "number": "number", "boolean": "flag",
 }  # fmt: skip
 
+_FORMATS: Mapping[str, Kind] = {"path": "path", "date-time": "time"}
+
 _WORDS: Mapping[Kind, str] = {
-    "table": "a table", "list": "a list", "text": "a text", "path": "a path", "choice": "one of",
+    "table": "a table", "list": "a list", "text": "a text", "path": "a path",
+    "time": "a time with a zone, such as 2011-11-11T00:00:00Z", "choice": "one of",
     "integer": "an integer", "number": "a number", "flag": "true or false",
 }  # fmt: skip
 
@@ -141,7 +144,7 @@ def _key(path: KeyPath, node: dict[str, Any], *, required: bool) -> Key:
 def _kind(node: dict[str, Any]) -> Kind:
     if "enum" in node:
         return "choice"
-    return "path" if node.get("format") == "path" else _KINDS[node["type"]]
+    return _FORMATS.get(node.get("format", "")) or _KINDS[node["type"]]
 
 
 def _allowed(kind: Kind, node: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ class Assignment:
         """
         text = text.encode(errors="surrogateescape").decode(errors="replace")
         key = find(path)
-        plain = key is None or key.kind in ("text", "path", "choice")
+        plain = key is None or key.kind in ("text", "path", "time", "choice")
         return cls(path, text if plain else _parse(text), origin)
 
     def leaves(self) -> Iterator[Assignment]:

@@ -6,11 +6,13 @@ those run only when every field of the model is valid, and then a person would l
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic.types import JsonValue
 
 DEFAULT_PLACEMENT = "default"
@@ -18,6 +20,9 @@ DEFAULT_PLACEMENT = "default"
 
 MAX_WEIGHT = 1e6
 """The largest weight of a source or objective, here and in requests: sums and products of them stay finite."""
+
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+"""From which times are counted, in microseconds."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
@@ -65,6 +70,12 @@ class ServerSettings(_Section):
     reflection: bool = Field(
         default=True, description="Offer gRPC server reflection, so that clients need no proto files."
     )
+    clock: AwareDatetime | None = Field(
+        default=None,
+        description="Requests without a time are answered as of this moment, always: ages, days since and the hour are "
+        "counted from it, so that historic data is served as of its end. Recently shown items still age in real time. "
+        "Absent: the time of day.",
+    )
 
     @field_validator("drain_seconds")
     @classmethod
@@ -76,6 +87,26 @@ class ServerSettings(_Section):
                 "are cut off when the server stops; 0 cuts them off on purpose"
             )
         return value
+
+    @field_validator("clock", mode="before")
+    @classmethod
+    def _clock_is_written_out(cls, value: object) -> object:
+        """Pydantic would take "2011" for seconds since 1970; what is no moment is left for it to refuse."""
+        with contextlib.suppress(ValueError):
+            return datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
+        return value
+
+    @field_validator("clock")
+    @classmethod
+    def _clock_is_a_request_time(cls, value: datetime.datetime | None) -> datetime.datetime | None:
+        if value is not None and value < EPOCH:
+            raise ValueError(f"found {value.isoformat()}, allowed are the years 1970 to 9999, as for a request's time")
+        return value
+
+    @property
+    def clock_us(self) -> int | None:
+        """`clock` as requests' times are counted: microseconds since 1970 UTC."""
+        return None if self.clock is None else (self.clock - EPOCH) // datetime.timedelta(microseconds=1)
 
 
 class BundleSettings(_Section):

@@ -61,13 +61,14 @@ class Converter:
 
     Args:
         registry: the pipelines by bundle name.
-        settings: placements and the defaults of SimilarItems.
+        settings: placements, the defaults of SimilarItems, and the clock, where it is pinned.
     """
 
     def __init__(self, registry: BundleRegistry[Pipeline], settings: Settings) -> None:
         self._registry = registry
         self._similar = settings.similar
         self._placements = Placements(settings.placements)
+        self._clock_us = settings.server.clock_us
 
     def recommend(self, request: pb.RecommendRequest, request_id: str, deadline: float) -> Job:
         """The job of a RecommendRequest."""
@@ -80,7 +81,7 @@ class Converter:
             kind=QueryKind.RECOMMEND,
             user_id=request.user_id,
             count=count,
-            time_us=_time_us(context),
+            time_us=self._time_us(context),
             context=resolver.context(context),
             user_overrides=resolver.user_overrides(context),
             session_rows=resolver.known_rows(context.session_item_ids),
@@ -114,7 +115,7 @@ class Converter:
             kind=QueryKind.SIMILAR,
             user_id=request.user_id,
             count=count,
-            time_us=_time_us(context),
+            time_us=self._time_us(context),
             context=resolver.context(context),
             user_overrides=resolver.user_overrides(context),
             session_rows=resolver.known_rows(context.session_item_ids),
@@ -149,7 +150,7 @@ class Converter:
             kind=QueryKind.RANK,
             user_id=request.user_id,
             count=request.count if request.HasField("count") else given.size,
-            time_us=_time_us(context),
+            time_us=self._time_us(context),
             context=resolver.context(context),
             user_overrides=resolver.user_overrides(context),
             session_rows=resolver.known_rows(context.session_item_ids),
@@ -193,6 +194,11 @@ class Converter:
         for each in placement.problems:
             problems.lacks("context.placement", f"{each.field}: {each.description}")
         return placement
+
+    def _time_us(self, context: pb.Context) -> int:
+        if context.HasField("time"):
+            return context.time.seconds * 1_000_000 + context.time.nanos // 1000
+        return time.time_ns() // 1000 if self._clock_us is None else self._clock_us
 
     def _spaces(self, pipeline: Pipeline, alpha: float, problems: Problems) -> tuple[str, str]:
         """Behaviour and content space; empty where its weight is 0."""
@@ -245,9 +251,3 @@ def _require_known(rows: Rows, item_ids: Sequence[str]) -> None:
     """At least one of the items asked about must be known."""
     if not rows.size:
         raise UnknownItemsError(tuple(item_ids))
-
-
-def _time_us(context: pb.Context) -> int:
-    if not context.HasField("time"):
-        return time.time_ns() // 1000
-    return context.time.seconds * 1_000_000 + context.time.nanos // 1000

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from recserve.bundle.v1.manifest_pb2 import Calibration, CalibrationKind
+from recserve.exporters.evaluate import evaluate_bundle
+from recserve.exporters.evaluation.figures import reliability_figure
+from recserve.exporters.evaluation.metrics import Reliability
+from recserve.exporters.evaluation.page import evaluation_tables, render_evaluation
+from recserve.exporters.evaluation.results import Evaluation
 from recserve.exporters.export import export_bundle
 from recserve.exporters.figures import calibration_figure, map_figure
+from recserve.exporters.spec import EvaluationSpec
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.pipeline.golden_set import GoldenSet
 
@@ -132,3 +139,55 @@ def test_equal_figures_are_equal_bytes() -> None:
     vectors = np.random.default_rng(1).normal(size=(50, 4)).astype(np.float32)
     groups = [("#123456", np.arange(50) % 2 == 0)]
     assert map_figure(vectors, groups) == map_figure(vectors, groups)
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+@pytest.fixture(name="evaluation", scope="module")
+def fixture_evaluation(complete: Any) -> Evaluation:
+    """Of users who took what nobody could guess, one of them unknown, and an item that nobody sells."""
+    users = [*(f"user-{row:03d}" for row in range(60)), "stranger", "stranger"]
+    items = [*(f"item-{row:03d}" for row in range(61)), "item-<sold out>"]
+    spec = EvaluationSpec(
+        truth=pa.table({"user_id": users, "item_id": items}), time_us=1_748_779_200_000_000, resamples=20
+    )
+    return evaluate_bundle(complete.path, complete.snapshot, spec)
+
+
+def test_the_evaluation_page_stands_by_itself(evaluation: Evaluation) -> None:
+    text = render_evaluation(evaluation)
+    page = Page(text)
+    assert "http" not in text
+    assert "script" not in page.tags
+    assert all(link.startswith("#") for link in page.links)
+    assert page.open == []
+    assert page.tags.count("svg") == 2 * 5
+
+
+def test_the_evaluation_page_says_how_well_and_for_whom(evaluation: Evaluation) -> None:
+    words = Page(render_evaluation(evaluation)).words
+    text = " ".join(words)
+    ndcg = evaluation.modes["all"].systems["full"]["ndcg@10"].value
+    assert f"{ndcg:.3f}" in words
+    assert {"full", "ann", "als", "popular", "own", "ndcg@10", "coverage"} <= set(words)
+    assert "1 of 62 events were of 1 items that the catalogue does not have" in text
+    assert "users without history, who are the segment “new”: 1" in text
+    assert "the truth has no times" in text
+    assert ", on trial: the placement has none" in text
+
+
+def test_the_tables_show_every_system_and_source(evaluation: Evaluation) -> None:
+    console = Console(file=io.StringIO(), width=220)
+    console.print(*evaluation_tables(evaluation))
+    printed = console.file.getvalue()
+    assert "mode all: 60 users" in printed
+    assert "mode first" in printed
+    for name in ("full", "ann", "als", "popular", "own", "again", "union"):
+        assert f" {name} " in printed
+
+
+@pytest.mark.parametrize("observed", [[0.0, 0.5], [0.0, 0.0], [1.0, 1.0], [0.001, 0.2]])
+def test_reliability_can_be_drawn_with_bins_of_nothing_and_of_everything(observed: list[float]) -> None:
+    bins = Reliability(np.array([0.01, 0.4]), np.array(observed), np.array([100, 1]))
+    assert reliability_figure(bins).startswith("<svg")

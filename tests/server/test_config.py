@@ -191,6 +191,14 @@ def test_where_nothing_is_near_the_valid_names_are_listed(toml_file: TomlFile) -
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
+        ("[server]\nclock = 2011-11-11T00:00:00\n", "server.clock",
+         'found "2011-11-11 00:00:00", allowed is a time with a zone, such as 2011-11-11T00:00:00Z'),
+        ("[server]\nclock = 1320969600\n", "server.clock",
+         "found 1320969600, allowed is a time with a zone, such as 2011-11-11T00:00:00Z"),
+        ("[server]\nclock = '2011'\n", "server.clock",
+         'found "2011", allowed is a time with a zone, such as 2011-11-11T00:00:00Z'),
+        ("[server]\nclock = 1969-12-31T23:59:59Z\n", "server.clock",
+         "found 1969-12-31T23:59:59+00:00, allowed are the years 1970 to 9999, as for a request's time"),
         ("[server]\nport = true\n", "server.port", "found true, allowed is an integer, 0 to 65,535"),
         ('[server]\nport = "5000"\n', "server.port", 'found "5000", allowed is an integer, 0 to 65,535'),
         ("[server]\nport = 2026-01-01\n", "server.port", 'found "2026-01-01", allowed is an integer, 0 to 65,535'),
