@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -54,7 +55,7 @@ class Record:
     stop: NDArray[np.int32]
 
     @classmethod
-    def within(cls, buffer: memoryview | bytearray, requests: int, times_every: int) -> Record:
+    def within(cls, buffer: bytearray | mmap.mmap, requests: int, times_every: int) -> Record:
         """The record of that many requests within memory of `size_of` bytes; what it holds stays."""
         arrays, at = {}, 0
         for name, dtype, shape in _layout(requests, times_every):

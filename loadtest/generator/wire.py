@@ -19,8 +19,8 @@ class Kind:
     Attributes:
         headers: the header block but for grpc-timeout; see `header_block`.
         min_items: items of a good answer.
-        degraded_field, times_field: numbers of the answer's fields `degraded` and `times`; 0: it has none. Its items are
-            field 1.
+        degraded_field, times_field: numbers of the answer's fields `degraded` and `times`; 0: it has none. Its
+            items are field 1.
         timeout_ns: deadline, counted from when the request is due; 0: none.
     """
 
