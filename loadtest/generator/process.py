@@ -218,7 +218,8 @@ def _read(source: BinaryIO) -> bytes:
 
 def _stop_with_parent(record: Record) -> None:
     """Standard input ends when the parent does, and then nobody wants the rest."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):  # not through its buffer, whose lock the interpreter wants when it ends
+        pass
     record.stop[0] = 1
 
 

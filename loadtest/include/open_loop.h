@@ -114,6 +114,7 @@ static void loop_write(loop_state *l, loop_peer *p, int64_t now) {
             loop_drop(l, p, LOST, "the connection was lost", now);
         else
             c->out_start += (size_t)size;
+        if (c->out_start == c->out_size) h2_pump(c);  /* bodies that found no room in `out` have it now */
     }
 }
 

@@ -130,7 +130,7 @@ def stages(found: Mapping[str, Mapping[str, float]], client: Mapping[str, float 
     """Where the server spends its time: medians of the stages beside the client's median and p99."""
     names = [name for name in STAGE_COLOURS if name in found]
     with rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
         reach = max(found[name]["p99_ms"] for name in names) or 1.0
         for place, name in enumerate(names):
@@ -156,11 +156,11 @@ def resources(server: Mapping[str, Any]) -> str:
     step = max(1, len(at) // 120)
     at, cpu, rss = at[::step], cpu[::step], np.array(server["rss_mib"])[::step]
     with rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True)
+        figure = Figure(figsize=(2 * _WIDTH, 2.5), layout="constrained")
+        above, below = figure.subplots(1, 2)
         # Sharp steps: /proc counts CPU time in hundredths of a second.
         above.plot(at[1:], np.diff(cpu) / np.maximum(np.diff(at), 1e-3), color=ACCENT, linewidth=1.4)
-        above.set(ylabel="cores")
+        above.set(xlabel="seconds", ylabel="cores")
         above.set_ylim(bottom=0)
         below.plot(at, rss, color=SOFT, linewidth=1.4, label="resident")
         below.plot(server["pss_at_s"], server["pss_mib"], "o-", color=ACCENT, markersize=3, label="proportional")

@@ -42,6 +42,7 @@ def render_page(content: Mapping[str, Any]) -> str:
         focus_name=_label(focus),
         cards=list(_cards(focus)),
         figures=list(_figures(content, focus)),
+        resources=charts.resources(focus["server"]) if len(focus["server"]["at_s"]) > 2 else "",
         outcomes=list(_outcomes(focus)),
         runs=runs_grid("", content["results"]),
         trend=content.get("trend", {}).get("words", []),
@@ -105,16 +106,17 @@ def _figures(content: Mapping[str, Any], focus: Mapping[str, Any]) -> Iterator[t
         yield "Latency against rate", "over all outcomes", charts.by_rate(rows, budget, mark)
         yield "Outcomes against rate", "the dashed line is what was offered", charts.throughput(rows, mark)
     if rows:
-        shown = charts.distribution(_curves(rows, focus), budget)
-        yield "Distribution", "one in ten times as many requests with every step to the right", shown
-    if focus.get("timeline"):
-        yield "Outcomes over time", f"at {_label(focus)}", charts.outcomes_over_time(focus["timeline"])
-        yield "Latency over time", "by when requests were due", charts.latency_over_time(focus["timeline"])
+        yield (
+            "Distribution",
+            "latency that so many percent stay within",
+            charts.distribution(_curves(rows, focus), budget),
+        )
     if focus["stages"]:
         answers = focus["stages"]["total"]["answers"]
         yield "The server's stages", f"its own times, of {answers:,} answers", charts.stages(focus["stages"], focus)
-    if len(focus["server"]["at_s"]) > 2:
-        yield "The server's CPU and memory", "from /proc", charts.resources(focus["server"])
+    if focus.get("timeline"):
+        yield "Outcomes over time", f"at {_label(focus)}", charts.outcomes_over_time(focus["timeline"])
+        yield "Latency over time", "by when requests were due", charts.latency_over_time(focus["timeline"])
 
 
 def _mark(content: Mapping[str, Any]) -> float | None:
