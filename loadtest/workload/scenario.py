@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
@@ -189,21 +189,23 @@ def parse_scenario(text: str, origin: str) -> Scenario:
         # JSON, because strictness then still knows paths and tuples, yet `count = "20"` is an error.
         return Scenario.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        problems = [f"  {line}" for each in error.errors() for line in _problem(each)]
+        errors = error.errors()
+        # A list whose entries are all wrong is also called too short.
+        deeper = {each["loc"][:1] for each in errors if len(each["loc"]) > 1}
+        problems = [f"  {_problem(each)}" for each in errors if each["loc"] not in deeper]
         count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
         raise ScenarioError("\n".join((f"{count} in scenario {origin}:", *problems))) from None
 
 
-def _problem(details: ErrorDetails) -> Iterator[str]:
+def _problem(details: ErrorDetails) -> str:
     where = ".".join(map(str, details["loc"])) or "scenario"
     if details["type"] == "extra_forbidden":
-        yield f"{where}: no such key{_suggestion(details['loc'])}"
-    elif details["type"] == "missing":
-        yield f"{where}: is required"
-    elif details["type"] == "value_error":
-        yield f"{where}: {details['ctx']['error']}"
-    else:
-        yield f"{where}: found {json.dumps(details['input'], default=str)[:80]}: {_lower(details['msg'])}"
+        return f"{where}: no such key{_suggestion(details['loc'])}"
+    if details["type"] == "missing":
+        return f"{where}: is required"
+    if details["type"] == "value_error":
+        return f"{where}: {details['ctx']['error']}"
+    return f"{where}: found {json.dumps(details['input'], default=str)[:80]}: {_lower(details['msg'])}"
 
 
 def _lower(text: str) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,6 @@ Handler = Callable[[bytes, grpc.ServicerContext], bytes]
 @pytest.fixture
 def grpc_server() -> Iterator[Callable[..., tuple[int, grpc.Server]]]:
     """Starts grpcio servers whose Recommend is a function of the request's bytes; gives the port and the server."""
-    from concurrent.futures import ThreadPoolExecutor
-
     started: list[grpc.Server] = []
 
     def start(

@@ -6,7 +6,9 @@ tests hold on a noisy machine, too.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -121,9 +123,6 @@ def test_missed_deadlines_are_part_of_the_percentiles(timed_server: Callable[...
 
 def test_a_generator_that_is_held_up_says_so(timed_server: Callable[..., Any]) -> None:
     """Its process is stopped for half a second: latencies of those requests are not the server's."""
-    import os
-    import signal
-
     server = timed_server()
     due = arrivals("constant", 100, 3)
     job = Load(host="127.0.0.1", port=server.port, requests=requests_of(server.port, len(due)))

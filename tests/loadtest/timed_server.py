@@ -1,7 +1,7 @@
 """A server that answers when it is told to and logs when it did: an oracle for latencies. One thread, no libraries.
 
 Its argument is a plan as JSON: `delays_s`, which requests have in turns by their number; `stall_at_s` and `stall_s`: so
-long after the first request it does nothing for so long; `log`: where to write [number, CLOCK_MONOTONIC] of each answer.
+long after the first request it does nothing for so long; `log`: the file for [number, CLOCK_MONOTONIC] of each answer.
 The number of a request are the last six bytes of its body. Its port stands on standard output.
 """
 
