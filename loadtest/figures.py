@@ -14,8 +14,13 @@ from typing import Any, Final
 
 from recserve.loadtest.forest.tables import document_grids
 from recserve.loadtest.grids import Grid, markdown_table
+from recserve.loadtest.runs.document import load_grids
 
-GRIDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterable[Grid]]]] = {"forest": document_grids}
+LOADS: Final = ("run", "sweep", "capacity", "soak", "saturate")
+GRIDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterable[Grid]]]] = {
+    "forest": document_grids,
+    **dict.fromkeys(LOADS, load_grids),
+}
 """Workloads with tables of their own."""
 BEGIN = "<!-- figures: written by python -m recserve.loadtest.figures -->"
 END = "<!-- end of figures -->"

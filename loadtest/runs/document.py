@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,11 @@ def bundle_summary(manifest: manifest_pb2.Manifest) -> dict[str, Any]:
         "tower_difference": max((tower.max_abs_difference for tower in towers), default=0.0),
         "exported_on": manifest.exporter_host.cpu,
     }
+
+
+def load_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
+    """The tables of a result file, for documents."""
+    yield runs_grid(f"{content['workload'].capitalize()}, scenario {content['scenario']['name']}", content["results"])
 
 
 def runs_grid(title: str, rows: Sequence[Row]) -> Grid:
