@@ -48,6 +48,8 @@ class Load:
         connections: of each process.
         processes: each sends every processes-th request.
         cores: processes keep to these cores, in turns; empty: wherever the system puts them.
+        realtime: processes go before all others on their cores (SCHED_FIFO), for machines that are shared. It takes
+            privileges, and a core that the target does not need.
         times_every: see Record.
         outstanding: of each process; 0: open loop. See Calls.run.
         seconds: closed loop: how long requests leave.
@@ -59,6 +61,7 @@ class Load:
     connections: int = 4
     processes: int = 1
     cores: Sequence[int] = ()
+    realtime: bool = False
     times_every: int = 10
     outstanding: int = 0
     seconds: float = 0.0
@@ -153,6 +156,7 @@ class _Child:
                 "port": load.port,
                 "connections": load.connections,
                 "core": load.cores[number % len(load.cores)] if load.cores else None,
+                "realtime": load.realtime,
                 "times_every": load.times_every,
                 "outstanding": load.outstanding,
                 "requests": requests,
@@ -231,6 +235,12 @@ def _generate() -> None:
     job = pickle.loads(_read(sys.stdin.buffer))
     if job["core"] is not None:
         os.sched_setaffinity(0, {job["core"]})
+    if job["realtime"]:
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        except PermissionError:
+            _tell(failed="this user may not schedule in real time: it takes CAP_SYS_NICE; or leave out --realtime")
+            return
     requests: Requests = job["requests"]
     count, every = len(requests.message), job["times_every"]
     record = Record.within(mmap.mmap(job["memory"], Record.size_of(count, every)), count, every)

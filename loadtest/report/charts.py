@@ -153,19 +153,19 @@ def stages(found: Mapping[str, Mapping[str, float]], client: Mapping[str, float 
 def resources(server: Mapping[str, Any]) -> str:
     """Cores in use and memory of the server over time."""
     at, cpu = np.array(server["at_s"]), np.array(server["cpu_s"])
-    step = max(1, len(at) // 120)
-    at, cpu, rss = at[::step], cpu[::step], np.array(server["rss_mib"])[::step]
+    # /proc counts CPU time in hundredths of a second: over shorter steps the cores in use would be mostly rounding.
+    chosen = np.searchsorted(at, np.arange(at[0], at[-1], max(min(1.0, at[-1] / 8), at[-1] / 120)))
+    at, cpu, rss = at[chosen], cpu[chosen], np.array(server["rss_mib"])[chosen]
     with rc_context(STYLE):
         figure = Figure(figsize=(2 * _WIDTH, 2.5), layout="constrained")
         above, below = figure.subplots(1, 2)
-        # Sharp steps: /proc counts CPU time in hundredths of a second.
         above.plot(at[1:], np.diff(cpu) / np.maximum(np.diff(at), 1e-3), color=ACCENT, linewidth=1.4)
         above.set(xlabel="seconds", ylabel="cores")
         above.set_ylim(bottom=0)
         below.plot(at, rss, color=SOFT, linewidth=1.4, label="resident")
         below.plot(server["pss_at_s"], server["pss_mib"], "o-", color=ACCENT, markersize=3, label="proportional")
         below.set(xlabel="seconds", ylabel="MiB")
-        below.set_ylim(bottom=0)
+        below.set_ylim(0, 1.15 * max(*rss, *server["pss_mib"]))
         below.legend(frameon=False, ncols=2, loc="lower right", fontsize=8.5, labelcolor=INK)
         return svg(figure)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from recserve.loadtest.report import charts
-from recserve.loadtest.runs.document import milliseconds, runs_grid
+from recserve.loadtest.runs.document import milliseconds, problems_of, runs_grid
 
 TITLES: Final = {
     "run": "Load test at one rate",
@@ -37,7 +37,7 @@ def render_page(content: Mapping[str, Any]) -> str:
         title=TITLES.get(content["workload"], content["workload"]),
         content=content,
         headline=headline(content, focus),
-        problems=list(dict.fromkeys(text for row in content["results"] for text in row["problems"])),
+        problems=problems_of(content["results"]),
         focus=focus,
         focus_name=_label(focus),
         cards=list(_cards(focus)),
@@ -95,7 +95,7 @@ def _cards(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{milliseconds(row[name])} ms", label
     yield f"{row['ok_share']:.2%}", "answered well"
     if row["cpu_ms_per_request"] is not None:
-        yield f"{milliseconds(row['cpu_ms_per_request'])} ms", "server CPU/request"
+        yield f"{milliseconds(row['cpu_ms_per_request'])} ms", "CPU/request"
 
 
 def _figures(content: Mapping[str, Any], focus: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -18,7 +18,7 @@ from recserve.loadtest.generator.wire import MAX_TIMEOUT_S
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.results import write
 from recserve.loadtest.runs.compare import compare, grid, read_results
-from recserve.loadtest.runs.document import load_document, runs_grid
+from recserve.loadtest.runs.document import load_document, problems_of, runs_grid
 from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.runs.once import Row, RunCutShort, Setup, run_once, saturate
 from recserve.loadtest.runs.search import Capacity, knee, rising_rates, sweep
@@ -145,8 +145,8 @@ def print_grid(content: Mapping[str, Any]) -> None:
     """The runs as a table, and what is wrong with them."""
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(terminal_table(runs_grid(f"{content['workload']}, {content['target']}", content["results"])))
-    for text in dict.fromkeys(text for row in content["results"] for text in row["problems"]):
-        console.print(f"INVALID: {text}", style="red", markup=False, highlight=False)
+    for text in problems_of(content["results"]):
+        console.print(text, style="red", markup=False, highlight=False)
     for name, text in {name: text for row in content["results"] for name, text in row["messages"].items()}.items():
         console.print(f"{name}: {text}", style="dim", markup=False, highlight=False)
     if capacity := content.get("capacity"):
@@ -201,6 +201,7 @@ def _setup(options: argparse.Namespace, target: Target, scenario: Scenario, mess
         connections=options.connections,
         processes=options.processes,
         generator_cores=options.generator_cores,
+        realtime=options.realtime,
         seed=options.seed,
     )
 
@@ -297,6 +298,9 @@ def _add_load(group: Any) -> None:
     group.add_argument("--connections", type=_count, default=4, help="of each process (default %(default)s)")
     group.add_argument("--processes", type=_count, default=1, help="generators (default %(default)s)")
     group.add_argument("--generator-cores", type=_cores, default=(), metavar="N,…", help="where they run, in turns")
+    group.add_argument(
+        "--realtime", action="store_true", help="generators go before all else on their cores; privileged"
+    )
     group.add_argument("--seed", type=int, default=1, help="of users, items and schedules (default %(default)s)")
 
 

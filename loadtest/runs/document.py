@@ -80,6 +80,16 @@ def bundle_summary(manifest: manifest_pb2.Manifest) -> dict[str, Any]:
     }
 
 
+def problems_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why runs do not count: how many of them, and what is wrong with the first."""
+    invalid = [row for row in rows if not row["valid"]]
+    if not invalid:
+        return []
+    count = f"{len(invalid)} of {len(rows)} runs are invalid, the first: " if len(rows) > 1 else "invalid: "
+    first, *others = invalid[0]["problems"]
+    return [f"{count}{first}", *others]
+
+
 def load_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
     """The tables of a result file, for documents."""
     yield runs_grid(f"{content['workload'].capitalize()}, scenario {content['scenario']['name']}", content["results"])

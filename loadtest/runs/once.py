@@ -52,7 +52,7 @@ class Setup:
         target: to be measured.
         scenario, messages: what is asked; see workload.requests.
         warmup_s: at the start of each run, which does not count.
-        connections, processes, generator_cores: of the generator; see Load.
+        connections, processes, generator_cores, realtime: of the generator; see Load.
         seed: of the first schedule; repetitions have others.
     """
 
@@ -64,6 +64,7 @@ class Setup:
     connections: int = 4
     processes: int = 1
     generator_cores: Sequence[int] = ()
+    realtime: bool = False
     seed: int = 1
 
 
@@ -121,6 +122,7 @@ def _load(setup: Setup, count: int, *, times_every: int, outstanding: int = 0, s
         connections=setup.connections,
         processes=1 if outstanding else min(setup.processes, count),
         cores=setup.generator_cores,
+        realtime=setup.realtime,
         times_every=times_every,
         outstanding=outstanding,
         seconds=seconds,
