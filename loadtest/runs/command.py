@@ -98,7 +98,7 @@ def _load_test(workload: str, work: Work, options: argparse.Namespace) -> int:
     """Do the work on the target; whatever ends it, what was measured is written."""
     scenario = load_scenario(options.scenario)
     sources = _sources(options)
-    messages = messages_of(scenario, sources, POOL, options.seed)
+    messages = messages_of(scenario, sources, _pool(options), options.seed)
     console = Console(stderr=True)
     problem, status = "", 0
     session: Session | None = None
@@ -163,6 +163,12 @@ def _report(results: Path, page: Path) -> None:
 
     page.write_text(render_page(read_results(results)), "utf-8")
     print(f"written to {page}")
+
+
+def _pool(options: argparse.Namespace) -> int:
+    """Distinct requests: as many as one run sends, where that is known."""
+    rate: float | None = getattr(options, "rate", None)
+    return POOL if rate is None else max(1, int(1.2 * rate * (options.warmup + options.seconds)))
 
 
 def _sources(options: argparse.Namespace) -> Sources:

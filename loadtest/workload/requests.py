@@ -16,7 +16,7 @@ from recserve.server.bundle.reader import Bundle
 from recserve.server.bundle.snapshot import Snapshot
 from recserve.v1 import recommender_pb2 as pb
 
-POOL: Final = 100_000
+POOL: Final = 50_000
 """Distinct requests, at most; a longer run goes through them again."""
 
 Message = pb.RecommendRequest | pb.SimilarItemsRequest | pb.RankItemsRequest
@@ -64,7 +64,7 @@ def serialise(
         deadlines: whether requests have theirs.
     """
     kinds = [_kind(each, authority, deadlines=deadlines) for each in scenario.requests]
-    return Requests.of(kinds, [(kind, message.SerializeToString()) for kind, message in messages], count)
+    return Requests.of(kinds, [(kind, message.SerializeToString()) for kind, message in messages[:count]], count)
 
 
 def _kind(request: Request, authority: str, *, deadlines: bool) -> Kind:

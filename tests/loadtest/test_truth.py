@@ -141,7 +141,6 @@ def test_a_generator_that_is_held_up_says_so(timed_server: Callable[..., Any]) -
     assert found["lateness"]["max_ms"] > 300
 
 
-@pytest.mark.slow
 def test_h2load_agrees_on_throughput(timed_server: Callable[..., Any], tmp_path: Path) -> None:
     """An independent tool on the same target, both with 8 requests under way. The server's delays set the rate."""
     h2load = shutil.which("h2load")
@@ -153,20 +152,20 @@ def test_h2load_agrees_on_throughput(timed_server: Callable[..., Any], tmp_path:
     body.write_bytes(b"\0" + len(message).to_bytes(4) + message)
     url = f"http://127.0.0.1:{server.port}{PATH}"
     headers = ("-H", "content-type: application/grpc", "-H", "te: trailers")
-    command = (h2load, "-c", "4", "-m", "2", "-n", "600", "-d", str(body), *headers, url)
+    command = (h2load, "-c", "4", "-m", "2", "-n", "400", "-d", str(body), *headers, url)
     start = time.monotonic()
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    theirs = 600 / (time.monotonic() - start)
-    assert "600 succeeded" in said
+    theirs = 400 / (time.monotonic() - start)
+    assert "400 succeeded" in said
     latencies = closed_loop_latencies_of_eight(server.port)
-    ours = len(latencies) / 3
+    ours = len(latencies) / 2
     assert ours == pytest.approx(theirs, rel=0.1)
     assert ours == pytest.approx(8 / 0.04, rel=0.1)
 
 
 def closed_loop_latencies_of_eight(port: int) -> NDArray[np.float64]:
     count = 5000
-    job = Load(host="127.0.0.1", port=port, requests=requests_of(port, count, 0), outstanding=8, seconds=3)
+    job = Load(host="127.0.0.1", port=port, requests=requests_of(port, count, 0), outstanding=8, seconds=2)
     with Generators(job, np.zeros(count, np.int64)) as generators:
         generators.start()
         while generators.running:

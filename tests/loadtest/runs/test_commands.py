@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -71,35 +72,40 @@ def test_run_starts_a_server_and_tells_everything(
     assert "good answers/s" in printed.out
 
 
-def test_sweep_capacity_soak_and_saturate_on_a_running_server(
-    config: Path, running: tuple[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(name="content_of")
+def fixture_content_of(config: Path, running: tuple[str, int], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a command on the running server; gives the result file's content."""
     address, pid = running
     common = ("--target", address, "--pid", pid, "--config", config, "--warmup", 0, "--seconds", 0.7)
 
-    def content_of(workload: str, *options: object) -> dict[str, Any]:
+    def result(workload: str, *options: object) -> dict[str, Any]:
         out = tmp_path / f"{workload}.json"
         assert load(workload, *common, *options, "--out", out) == 0
         content: dict[str, Any] = json.loads(out.read_text("utf-8"))
         assert "<svg" in out.with_suffix(".html").read_text("utf-8")
         return content
 
+    return result
+
+
+def test_sweep_and_saturate(content_of: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     scenario = tmp_path / "filtered.toml"
     scenario.write_text("[users]\nunknown_share = 0.5\n[[requests]]\nfilter = { in_stock = true }\n[[requests]]\n")
     sweep = content_of("sweep", "--rates", 30, 20, "--budget-ms", 2000, "--scenario", scenario)
     assert [row["params"]["rate"] for row in sweep["results"]] == [20, 30]
     assert sweep["knee"] == 30
-    search = ("--budget-ms", 3000, "--start", 20, "--most", 40, "--confirm-seconds", 0.7)
-    capacity = content_of("capacity", *search)
-    assert capacity["capacity"] == {"rate": 40, "confirmed": True}
-    soak = content_of("soak", "--rate", 20)
-    assert "memory: too few readings" in soak["trend"]["words"][0]
-    saturate = content_of("saturate", "--outstanding", 2)
-    (row,) = saturate["results"]
+    (row,) = content_of("saturate", "--outstanding", 2)["results"]
     assert row["p99_ms"] is None
     assert row["requests_per_s"] > 10
     assert row["valid"]
+
+
+@pytest.mark.slow
+def test_capacity_and_soak(content_of: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    search = ("--budget-ms", 3000, "--start", 20, "--most", 40, "--confirm-seconds", 0.7)
+    assert content_of("capacity", *search)["capacity"] == {"rate": 40, "confirmed": True}
     assert "capacity: 40 requests/s" in capsys.readouterr().out
+    assert "memory: too few readings" in content_of("soak", "--rate", 20)["trend"]["words"][0]
 
 
 def test_a_report_is_drawn_again(config: Path, running: tuple[str, int], tmp_path: Path) -> None:
@@ -145,9 +151,16 @@ def test_a_target_that_dies_keeps_what_was_measured(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    port, server = grpc_server(lambda _, __: answer_of(20))
+    asked, enough = itertools.count(), threading.Event()
+
+    def recommend(_: bytes, __: grpc.ServicerContext) -> bytes:
+        if next(asked) == 60:
+            enough.set()
+        return answer_of(20)
+
+    port, server = grpc_server(recommend)
     out = tmp_path / "run.json"
-    threading.Timer(4, lambda: server.stop(0)).start()
+    threading.Thread(target=lambda: enough.wait(60) and server.stop(0)).start()
     target = ("--target", f"127.0.0.1:{port}", "--scenario", "strangers")
     assert load("run", *target, "--rate", 40, "--seconds", 60, "--warmup", 0, "--out", out) == 1
     assert "the target went away: cannot connect to the target" in capsys.readouterr().err
