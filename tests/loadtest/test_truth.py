@@ -139,6 +139,7 @@ def test_a_generator_that_is_held_up_says_so(timed_server: Callable[..., Any]) -
     assert not found["valid"]
     assert "could not keep up" in found["problems"][0]
     assert found["lateness"]["max_ms"] > 300
+    assert found["max_ms"] >= found["lateness"]["max_ms"]
 
 
 def test_h2load_agrees_on_throughput(timed_server: Callable[..., Any], tmp_path: Path) -> None:

@@ -68,6 +68,12 @@ def test_percentiles_are_over_all_outcomes_and_per_status() -> None:
     assert [sum(line[name]) for name in ("ok", "rejected", "missed", "failed")] == [90, 5, 4, 1]
 
 
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    found = of(recorded([50.0] * 100, late_ms=40.0))
+    assert found["p50_ms"] == pytest.approx(50, rel=1e-3)
+    assert found["lateness"]["p50_ms"] == pytest.approx(40, rel=1e-3)
+
+
 def test_the_warm_up_does_not_count() -> None:
     found = of(recorded([900.0] * 50 + [1.0] * 50), warmup_s=0.5, seconds=0.5)
     assert found["runs"] == 50
