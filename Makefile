@@ -15,7 +15,7 @@ RETAIL_READY := .venv/.ready-cpu-export-torch
 TEST_READY := .venv/.ready-$(subst $(comma),-,$(EXTRAS))
 # Editable installs link file by file: a new or removed file asks for another install, a changed .py does not.
 BUILD_INPUTS := pyproject.toml setup.py build/files.txt \
-	$(shell find proto kernels -name '*.proto' -o -name '*.pyx' -o -name '*.pxi' -o -name '*.h')
+	$(shell find proto kernels loadtest -name '*.proto' -o -name '*.pyx' -o -name '*.pxi' -o -name '*.h')
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo retail serve-retail test test-all sanitize lint format bench clean FORCE
@@ -63,7 +63,7 @@ bench: $(TEST_READY) $(DEMO)/recserve.toml ## Measure the kernels and the demo s
 	$(BIN)/recserve-loadtest kernels basics
 	$(BIN)/recserve-loadtest kernels forest --quick
 	$(BIN)/recserve-loadtest kernels retrieval --quick --engines ivf-flat ivf-pq scann
-	$(BIN)/recserve-loadtest serve --config $(DEMO)/recserve.toml --out build/bench/demo.json
+	$(BIN)/recserve-loadtest sweep --config $(DEMO)/recserve.toml --seconds 8 --out build/bench/demo.json
 
 clean: ## Remove what a build makes, with .venv
 	rm -rf .venv build dist *.egg-info
@@ -91,5 +91,5 @@ $(TEST_READY): $(BUILD_INPUTS) | .venv/bin/python
 
 build/files.txt: FORCE
 	@mkdir -p build
-	@find kernels server exporters loadtest -name '*.py' -o -name '*.pyi' -o -name '*.typed' -o -name '*.html' | sort > $@.new
+	@find kernels server exporters loadtest -name '*.py' -o -name '*.pyi' -o -name '*.typed' -o -name '*.html' -o -name '*.toml' | sort > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@

@@ -73,25 +73,26 @@ class BuildWithStubs(build_py):
 
 
 def extensions() -> list[Extension]:
-    """One extension per .pyx under kernels/.
+    """One extension per .pyx under kernels/ and loadtest/, with the headers of its folder.
 
     No -march: what ships runs on every CPU of the architecture and picks variants at run time. Contraction of a*b+c
     is off because it would give other bits where the CPU has fused multiply-add.
     """
     found = []
-    for pyx in sorted((ROOT / "kernels").rglob("*.pyx")):
+    for pyx in sorted(path for folder in ("kernels", "loadtest") for path in (ROOT / folder).rglob("*.pyx")):
         relative = pyx.relative_to(ROOT)
+        headers = Path(relative.parts[0]) / "include"
         found.append(
             Extension(
                 ".".join(("recserve", *relative.with_suffix("").parts)),
                 [str(relative)],
-                include_dirs=["kernels/include"],
+                include_dirs=[str(headers)],
                 extra_compile_args=[
                     *("-O3", "-std=c11", "-ffp-contract=off", "-Wall", "-Wno-unused-function"),
                     *(("-O1", "-g1", *SANITIZERS) if SANITIZE else ()),
                 ],
                 extra_link_args=SANITIZERS if SANITIZE else [],
-                depends=[str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "include").glob("*.h")],
+                depends=[str(path.relative_to(ROOT)) for path in (ROOT / headers).glob("*.h")],
                 libraries=["m", "dl"],
             )
         )
@@ -107,7 +108,7 @@ for folder in packages().values():
 setup(
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"": ["py.typed", "*.pyi", "templates/*.html"]},
+    package_data={"": ["py.typed", "*.pyi", "templates/*.html", "scenarios/*.toml"]},
     ext_modules=extensions(),
     cmdclass={"build_py": BuildWithStubs},
     options={

@@ -15,10 +15,13 @@ from typing import Any, Final
 from recserve.loadtest.forest.tables import document_grids
 from recserve.loadtest.grids import Grid, markdown_table
 from recserve.loadtest.retrieval.tables import all_grids
+from recserve.loadtest.runs.document import load_grids
 
+LOADS: Final = ("run", "sweep", "capacity", "soak", "saturate")
 GRIDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterable[Grid]]]] = {
     "forest": document_grids,
     "retrieval": all_grids,
+    **dict.fromkeys(LOADS, load_grids),
 }
 """Workloads with tables of their own."""
 BEGIN = "<!-- figures: written by python -m recserve.loadtest.figures -->"

@@ -80,19 +80,25 @@ def time_call(call: Callable[[], object], *, runs: int, warmup: int = 3) -> list
 
 def document(workload: str, measurements: Sequence[Measurement]) -> dict[str, Any]:
     """A result file's content."""
+    return document_of_rows(workload, [each.row() for each in measurements])
+
+
+def document_of_rows(workload: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same of rows that are made already; each has at least what Measurement.row gives."""
     return {
         "workload": workload,
         "host": host(),
         "commit": commit(),
         "versions": versions(),
-        "results": [each.row() for each in measurements],
+        "results": list(rows),
     }
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a result file; each result has a line of its own, so that versions of the file compare well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({**content, "results": []}, indent=1).removesuffix("]\n}")
+    rest = {name: value for name, value in content.items() if name != "results"}
+    head = json.dumps({**rest, "results": []}, indent=1).removesuffix("]\n}")
     rows = ",\n".join(f"  {json.dumps(row)}" for row in content["results"])
     path.write_text(f"{head}\n{rows}\n ]\n}}\n", "utf-8")
 

@@ -29,6 +29,26 @@ def test_tables_replace_what_stood_between_the_marks() -> None:
     assert "| y |  | - | - | 0 |  |" in found
 
 
+def test_a_load_test_has_a_line_for_each_run() -> None:
+    row = {
+        "name": "recserve",
+        "params": {"rate": 50.0, "seconds": 8.0, "repeat": 1},
+        "requests_per_s": 49.5,
+        "p50_ms": 1.0,
+        "p90_ms": 2.0,
+        "p99_ms": 3.0,
+        "p999_ms": 4.0,
+        "max_ms": 5.0,
+        "valid": True,
+        "outcomes": {"OK": {"group": "ok", "share": 1.0}},
+        "cpu_ms_per_request": 0.9,
+        "lateness": {"p99_ms": 0.1},
+    }
+    found = renew(f"{BEGIN}\n{END}", [{**RESULT, "workload": "sweep", "scenario": {"name": "mixed"}, "results": [row]}])
+    assert "Sweep, scenario mixed:" in found
+    assert "| recserve, 50/s, 8 s | 49.5 | 1 | 2 | 3 | 4 | 5 | 0 | 0 | 0 | 0.9 | 0.1 |  |" in found
+
+
 @pytest.mark.parametrize("document", ["no marks", BEGIN, f"{END} {BEGIN}"])
 def test_a_document_without_marks_is_refused(document: str) -> None:
     with pytest.raises(ValueError, match="needs a line"):

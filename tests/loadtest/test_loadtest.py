@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from recserve.loadtest.cli import main
 from recserve.loadtest.kernels import clustered_vectors, measure_kernels
@@ -58,38 +56,6 @@ def test_every_kernel_is_measured() -> None:
         "recserve caps and MMR",
     }
     assert all(min(each.milliseconds) > 0 for each in measured)
-
-
-@pytest.fixture(name="config")
-def fixture_config(tmp_path: Path, tiny_bundle: Callable[..., Path], tiny_snapshot: Callable[..., Path]) -> Path:
-    config = tmp_path / "server.toml"
-    bundle, snapshot = tiny_bundle(), tiny_snapshot()
-    sources = '[{name = "als", weight = 0.7}, {name = "popular", weight = 0.3}]'
-    lines = ("[[bundles]]", f'path = "{bundle}"', "[state]", f'snapshot = "{snapshot}"', "[placements.default]")
-    config.write_text("\n".join((*lines, f"sources = {sources}")), "utf-8")
-    return config
-
-
-def test_a_server_is_started_measured_and_stopped(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "bench" / "served.json"
-    status = main(["serve", "--config", str(config), "--requests", "30", "--seconds", "0.5", "--out", str(out)])
-    assert status == 0
-    light, saturated = json.loads(out.read_text("utf-8"))["results"]
-    assert light["runs"] == 30
-    assert 0 < light["p50_ms"] <= light["p99_ms"]
-    assert saturated["p50_ms"] is None
-    assert saturated["requests_per_s"] > 0
-    assert saturated["cpu_ms_per_request"] > 0
-    assert str(out) in capsys.readouterr().out
-
-
-def test_a_configuration_without_users_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "server.toml"
-    config.write_text('[[bundles]]\npath = "nowhere"\n', "utf-8")
-    assert main(["serve", "--config", str(config)]) == 1
-    assert "snapshot" in capsys.readouterr().err
 
 
 def test_kernels_from_the_command_line(tmp_path: Path) -> None:

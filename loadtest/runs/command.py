@@ -1,0 +1,344 @@
+"""`recserve-loadtest run`, `sweep`, `capacity`, `soak`, `saturate`, `compare` and `report`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from recserve.loadtest.generator.wire import MAX_TIMEOUT_S
+from recserve.loadtest.grids import terminal_table
+from recserve.loadtest.results import write
+from recserve.loadtest.runs.compare import compare, grid, read_results
+from recserve.loadtest.runs.document import load_document, problems_of, runs_grid
+from recserve.loadtest.runs.errors import TargetError
+from recserve.loadtest.runs.once import Row, RunCutShort, Setup, run_once, saturate
+from recserve.loadtest.runs.search import Capacity, knee, rising_rates, sweep
+from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
+from recserve.loadtest.runs.trend import trend
+from recserve.loadtest.workload.requests import POOL, Sources, messages_of, one_of_each
+from recserve.loadtest.workload.scenario import DEFAULT, Scenario, load_scenario, shipped_scenarios
+from recserve.server.bundle.errors import RecserveError
+from recserve.server.bundle.reader import open_bundle
+from recserve.server.bundle.snapshot import open_snapshot
+from recserve.server.config import load_settings
+
+INTERRUPTED: Final = 130
+WORSE: Final = 3
+"""Exit status of `compare` where B is worse than A."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One command at work: what it measures, and what it has so far."""
+
+    options: argparse.Namespace
+    setup: Setup
+    tell: Callable[[str], None]
+    rows: list[Row] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def hold(self, rate: float, repeat: int = 1, *, seconds: float | None = None) -> Row:
+        """One run, of the time that the options say where none is given."""
+        seconds = self.options.seconds if seconds is None else seconds
+        shown = f"{rate:g} requests/s for {self.setup.warmup_s + seconds:g} s"
+        return run_once(self.setup, rate, seconds, repeat=repeat, tell=lambda text: self.tell(f"{shown}: {text}"))
+
+
+Work = Callable[[Session], None]
+
+
+def _run(session: Session) -> None:
+    for repeat in range(1, session.options.repeat + 1):
+        session.rows.append(session.hold(session.options.rate, repeat))
+
+
+def _sweep(session: Session) -> None:
+    options = session.options
+    rates = options.rates or rising_rates(options.start, options.factor, options.most)
+    session.more["budget_ms"] = options.budget_ms
+    for row in sweep(session.hold, sorted(rates), options.budget_ms, past=options.past):
+        session.rows.append(row)
+        session.more["knee"] = knee(session.rows, options.budget_ms)
+
+
+def _capacity(session: Session) -> None:
+    options = session.options
+    found = Capacity(options.budget_ms, options.precision, rows=session.rows)
+    session.more["budget_ms"] = options.budget_ms
+    confirm = functools.partial(session.hold, seconds=options.confirm_seconds)
+    found.search(session.hold, confirm, options.start, options.most)
+    session.more["capacity"] = {"rate": found.rate, "confirmed": found.confirmed}
+
+
+def _soak(session: Session) -> None:
+    row = session.hold(session.options.rate)
+    session.rows.append(row)
+    session.more["trend"] = trend(row)
+
+
+def _saturate(session: Session) -> None:
+    options = session.options
+    for _ in range(options.repeat):
+        session.rows.append(saturate(session.setup, options.outstanding, options.seconds, tell=session.tell))
+
+
+# ------------------------------------------------------------------------------------------------------- sessions
+
+
+def _load_test(workload: str, work: Work, options: argparse.Namespace) -> int:
+    """Do the work on the target; whatever ends it, what was measured is written."""
+    scenario = load_scenario(options.scenario)
+    sources = _sources(options)
+    messages = messages_of(scenario, sources, _pool(options), options.seed)
+    console = Console(stderr=True)
+    problem, status = "", 0
+    session: Session | None = None
+    try:
+        with _target(options) as target, console.status("asking the target once") as shown:
+            probe(target, one_of_each(messages))
+            session = Session(options, _setup(options, target, scenario, messages), shown.update)
+            work(session)
+    except RunCutShort as cut:
+        problem, status = str(cut), INTERRUPTED if cut.interrupted else 1
+        if session is not None:
+            session.rows.append(cut.row)
+    except KeyboardInterrupt:
+        problem, status = "interrupted", INTERRUPTED
+    except RecserveError as error:
+        problem, status = str(error), 1
+    if session is not None and session.rows:
+        _write(workload, session, scenario, sources, problem)
+    if problem:
+        print(f"recserve-loadtest: {problem}", file=sys.stderr)
+    return status
+
+
+def _write(workload: str, session: Session, scenario: Scenario, sources: Sources, problem: str) -> None:
+    options = session.options
+    content = load_document(
+        workload,
+        session.rows,
+        scenario=scenario,
+        scenario_name=options.scenario,
+        target=f"recserve serve --config {options.config}" if options.target is None else options.target,
+        bundle=sources.bundle,
+        config=options.config if options.target is None else None,
+        more={**session.more, **({"cut_short": problem} if problem else {})},
+    )
+    print_grid(content)
+    write(options.out, content)
+    print(f"written to {options.out}")
+    if options.report:
+        _report(options.out, options.out.with_suffix(".html"))
+
+
+def print_grid(content: Mapping[str, Any]) -> None:
+    """The runs as a table, and what is wrong with them."""
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(terminal_table(runs_grid(f"{content['workload']}, {content['target']}", content["results"])))
+    for text in problems_of(content["results"]):
+        console.print(text, style="red", markup=False, highlight=False)
+    for name, text in {name: text for row in content["results"] for name, text in row["messages"].items()}.items():
+        console.print(f"{name}: {text}", style="dim", markup=False, highlight=False)
+    if capacity := content.get("capacity"):
+        print(f"capacity: {capacity['rate']:g} requests/s with a p99 of at most {content['budget_ms']:g} ms, confirmed")
+    elif "knee" in content:
+        found = content["knee"]
+        print("knee: below the first rate" if found is None else f"knee: at {found:g} requests/s")
+    for line in content.get("trend", {}).get("words", ()):
+        print(line)
+
+
+def _report(results: Path, page: Path) -> None:
+    from recserve.loadtest.report.page import render_page  # noqa: PLC0415  it draws, which takes long to import
+
+    page.write_text(render_page(read_results(results)), "utf-8")
+    print(f"written to {page}")
+
+
+def _pool(options: argparse.Namespace) -> int:
+    """Distinct requests: as many as one run sends, where that is known."""
+    rate: float | None = getattr(options, "rate", None)
+    return POOL if rate is None else max(1, int(1.2 * rate * (options.warmup + options.seconds)))
+
+
+def _sources(options: argparse.Namespace) -> Sources:
+    """The bundle and the snapshot that requests are made of."""
+    bundle, snapshot = options.bundle, options.snapshot
+    if options.config is not None:
+        settings = load_settings(file=options.config)
+        bundle = bundle or settings.bundles[0].path
+        snapshot = snapshot or settings.state.snapshot
+    return Sources(
+        bundle=open_bundle(bundle, verify=False) if bundle else None,
+        snapshot=open_snapshot(snapshot, verify=False) if snapshot else None,
+    )
+
+
+@contextlib.contextmanager
+def _target(options: argparse.Namespace) -> Iterator[Target]:
+    if options.target is not None:
+        if options.server_cores:
+            raise TargetError("--server-cores is for a server that is started here, not for --target")
+        yield Target(*parse_address(options.target), pid=options.pid)
+        return
+    if options.config is None:
+        raise TargetError("what is to be measured? give --target HOST:PORT, or --config FILE to start a server from it")
+    with started_server(options.config, options.server_cores) as target:
+        yield target
+
+
+def _setup(options: argparse.Namespace, target: Target, scenario: Scenario, messages: Any) -> Setup:
+    return Setup(
+        name=options.name,
+        target=target,
+        scenario=scenario,
+        messages=messages,
+        warmup_s=options.warmup,
+        connections=options.connections,
+        processes=options.processes,
+        generator_cores=options.generator_cores,
+        realtime=options.realtime,
+        seed=options.seed,
+    )
+
+
+def _compare(options: argparse.Namespace) -> int:
+    ratios = compare(read_results(options.a), read_results(options.b), options.tolerance)
+    Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(grid(ratios)))
+    worse = [each for each in ratios if each.verdict == "worse"]
+    for each in worse:
+        print(f"worse: {each.figure} of {each.name}, {each.params}: {each.ratio:.3f} times")
+    if any(each.low is None for each in ratios):
+        print("intervals need repeated runs on both sides: run --repeat 5")
+    if options.out:
+        options.out.write_text(json.dumps([each.__getstate__() for each in ratios], indent=1), "utf-8")
+    return WORSE if worse else 0
+
+
+def _draw(options: argparse.Namespace) -> int:
+    _report(options.results, options.out or options.results.with_suffix(".html"))
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------- parser
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the parser of `recserve-loadtest`."""
+    run = _command(commands, "run", _run, "hold one rate", seconds=30.0)
+    run.add_argument("--rate", type=_positive, required=True, help="requests a second")
+    run.add_argument("--repeat", type=_count, default=1, help="runs, for `compare` (default %(default)s)")
+
+    rates = _command(commands, "sweep", _sweep, "latency against offered rate, to the knee and past it", seconds=10.0)
+    rates.add_argument("--rates", type=_positive, nargs="+", metavar="RATE", help="the rates; left out: rising ones")
+    rates.add_argument("--factor", type=_positive, default=1.5, help="from rate to rate (default %(default)s)")
+    rates.add_argument("--past", type=_count, default=2, help="rates past the knee (default %(default)s)")
+
+    capacity = _command(commands, "capacity", _capacity, "the highest rate whose p99 holds a budget", seconds=5.0)
+    capacity.add_argument("--confirm-seconds", type=_positive, default=20.0, help="(default %(default)s)")
+    capacity.add_argument("--precision", type=_positive, default=0.05, help="of the rate (default %(default)s)")
+
+    for each in (rates, capacity):
+        each.add_argument("--budget-ms", type=_positive, default=50.0, help="for the p99 (default %(default)s)")
+        each.add_argument("--start", type=_positive, default=50.0, help="the first rate (default %(default)s)")
+        each.add_argument("--most", type=_positive, default=20_000.0, help="no rate above it (default %(default)s)")
+
+    soak = _command(commands, "soak", _soak, "hold one rate for long: memory and p99 over time", seconds=300.0)
+    soak.add_argument("--rate", type=_positive, required=True, help="requests a second")
+
+    full = _command(commands, "saturate", _saturate, "keep requests under way: good answers a second", seconds=10.0)
+    full.add_argument("--outstanding", type=_count, default=8, help="requests under way (default %(default)s)")
+    full.add_argument("--repeat", type=_count, default=1, help="runs (default %(default)s)")
+
+    both = commands.add_parser("compare", help="ratios of two result files, with intervals; exit status 3: B is worse")
+    both.add_argument("a", type=Path, metavar="A.json")
+    both.add_argument("b", type=Path, metavar="B.json")
+    both.add_argument("--tolerance", type=float, default=0.05, help="changes that do not matter (default %(default)s)")
+    both.add_argument("--out", type=Path, help="ratios as JSON")
+    both.set_defaults(run=_compare)
+
+    page = commands.add_parser("report", help="draw the page of a result file again")
+    page.add_argument("results", type=Path, metavar="RESULTS.json")
+    page.add_argument("--out", type=Path, help="the page (default beside the results)")
+    page.set_defaults(run=_draw)
+
+
+def _command(commands: Any, name: str, work: Work, meaning: str, *, seconds: float) -> argparse.ArgumentParser:
+    """A command that loads a target."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=meaning, description=meaning)
+    parser.set_defaults(run=functools.partial(_load_test, name, work))
+    parser.add_argument("--seconds", type=_positive, default=seconds, help="of a run (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(f"build/bench/{name}.json"), help="(default %(default)s)")
+    parser.add_argument(
+        "--report", action=argparse.BooleanOptionalAction, default=True, help="also draw the page beside it"
+    )
+    _add_target(parser.add_argument_group("target"))
+    _add_load(parser.add_argument_group("load"))
+    return parser
+
+
+def _add_target(group: Any) -> None:
+    group.add_argument("--config", type=Path, help="the server's configuration: it is started from it")
+    group.add_argument("--target", metavar="HOST:PORT", help="a server that runs already")
+    group.add_argument("--pid", type=_count, default=0, help="of --target, to measure its CPU time and memory")
+    group.add_argument("--server-cores", type=_cores, default=(), metavar="N,…", help="where the started server runs")
+    group.add_argument("--bundle", type=Path, help="what --target serves (default from --config)")
+    group.add_argument("--snapshot", type=Path, help="the users (default from --config)")
+    group.add_argument("--name", default="recserve", help="in results (default %(default)s)")
+
+
+def _add_load(group: Any) -> None:
+    names = "; ".join(f"{name}: {text}" for name, text in shipped_scenarios().items())
+    group.add_argument("--scenario", default=DEFAULT, help=f"a file, or one of these (default %(default)s). {names}")
+    group.add_argument("--warmup", type=_seconds, default=2.0, help="seconds before each run (default %(default)s)")
+    group.add_argument("--connections", type=_count, default=4, help="of each process (default %(default)s)")
+    group.add_argument("--processes", type=_count, default=1, help="generators (default %(default)s)")
+    group.add_argument("--generator-cores", type=_cores, default=(), metavar="N,…", help="where they run, in turns")
+    group.add_argument(
+        "--realtime", action="store_true", help="generators go before all else on their cores; privileged"
+    )
+    group.add_argument("--seed", type=int, default=1, help="of users, items and schedules (default %(default)s)")
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"expected 0 to {MAX_TIMEOUT_S:g} seconds, found {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)
+
+
+def _cores(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers of cores, such as 0,1; found {text!r}")
+    return tuple(map(int, parts))

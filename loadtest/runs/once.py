@@ -1,0 +1,197 @@
+"""One run: a rate, held for a time against a target."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from recserve.loadtest.generator.pacing import MAX_REQUESTS, arrivals, read_recording
+from recserve.loadtest.generator.process import Generators, Load
+from recserve.loadtest.runs.figures import Happened, figures
+from recserve.loadtest.runs.target import Target
+from recserve.loadtest.runs.watch import Usage, Watch
+from recserve.loadtest.workload.requests import Message, serialise
+from recserve.loadtest.workload.scenario import Scenario
+
+TICK_SECONDS: Final = 0.25
+SAMPLES: Final = 4000
+"""Answers of a run whose stage times are read, about."""
+CLOSED_REQUESTS_PER_S: Final = 50_000
+"""Room for the requests of a closed loop, whose number nobody knows beforehand."""
+
+Row = dict[str, Any]
+"""One entry of a result file's `results`."""
+Progress = Callable[[str], None]
+
+
+class RunCutShort(Exception):  # noqa: N818  it brings a result
+    """A run ended before its time; `row` has what was measured until then.
+
+    Args:
+        row: of the run.
+        reason: why, in words.
+        interrupted: by Ctrl-C; else the target went away.
+    """
+
+    def __init__(self, row: Row, reason: str, *, interrupted: bool) -> None:
+        super().__init__(reason)
+        self.row = row
+        self.interrupted = interrupted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What all runs of a command share.
+
+    Attributes:
+        name: of what is measured, in results.
+        target: to be measured.
+        scenario, messages: what is asked; see workload.requests.
+        warmup_s: at the start of each run, which does not count.
+        connections, processes, generator_cores, realtime: of the generator; see Load.
+        seed: of the first schedule; repetitions have others.
+    """
+
+    name: str
+    target: Target
+    scenario: Scenario
+    messages: Sequence[tuple[int, Message]]
+    warmup_s: float = 1.0
+    connections: int = 4
+    processes: int = 1
+    generator_cores: Sequence[int] = ()
+    realtime: bool = False
+    seed: int = 1
+
+
+def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell: Progress = lambda _: None) -> Row:
+    """Hold a rate and say what came of it.
+
+    Args:
+        setup: what is measured, and how.
+        rate: requests a second; 0: as recorded ("replay").
+        seconds: that count, behind the warm-up.
+        repeat: number of the repetition, from 1.
+        tell: told how it goes.
+
+    Raises:
+        RunCutShort: by Ctrl-C, or because the target went away.
+    """
+    pattern, times = setup.scenario.arrivals.pattern, setup.scenario.arrivals.times
+    recorded = read_recording(times) if times is not None else ()
+    due = arrivals(pattern, rate, setup.warmup_s + seconds, seed=setup.seed + repeat - 1, recorded=recorded)
+    every = max(1, len(due) // SAMPLES)
+    load = _load(setup, len(due), times_every=every)
+    params = {"arrivals": pattern, "rate": rate, "seconds": seconds, "repeat": repeat}
+    return _measure(setup, load, due, params, tell)
+
+
+def saturate(setup: Setup, outstanding: int, seconds: float, *, tell: Progress = lambda _: None) -> Row:
+    """Keep requests under way for a time: a closed loop, without deadlines, where only the rate means anything.
+
+    Args:
+        setup: what is measured, and how; one process is used.
+        outstanding: requests under way.
+        seconds: that count, behind the warm-up.
+        tell: told how it goes.
+
+    Raises:
+        RunCutShort: as run_once.
+    """
+    whole = setup.warmup_s + seconds
+    count = min(MAX_REQUESTS, int(CLOSED_REQUESTS_PER_S * whole))
+    load = _load(setup, count, times_every=1000, outstanding=outstanding, seconds=whole)
+    params = {"arrivals": "closed", "outstanding": outstanding, "seconds": seconds}
+    row = _measure(setup, load, np.zeros(count, np.int64), params, tell)
+    # Latencies of a closed loop are the generator's own waiting; so are those of every part of it.
+    hidden = ("p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "curve", "histogram", "timeline", "lateness")
+    return {name: None if name in hidden[:5] else value for name, value in row.items() if name not in hidden[5:]}
+
+
+def _load(setup: Setup, count: int, *, times_every: int, outstanding: int = 0, seconds: float = 0.0) -> Load:
+    target = setup.target
+    requests = serialise(setup.scenario, setup.messages, count, authority=target.address, deadlines=not outstanding)
+    return Load(
+        host=target.host,
+        port=target.port,
+        requests=requests,
+        connections=setup.connections,
+        processes=1 if outstanding else min(setup.processes, count),
+        cores=setup.generator_cores,
+        realtime=setup.realtime,
+        times_every=times_every,
+        outstanding=outstanding,
+        seconds=seconds,
+    )
+
+
+def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], tell: Progress) -> Row:
+    interrupted = False
+    with Generators(load, due) as generators:
+        generators.start()
+        watch = Watch(setup.target.pid, generators.start_ns / 1e9)
+        watch.read()
+        while generators.running:
+            try:
+                time.sleep(TICK_SECONDS)
+                watch.read()
+                tell(_progress(generators))
+            except KeyboardInterrupt:
+                if interrupted:
+                    raise
+                interrupted = True
+                tell("stopping: what is under way is waited for; Ctrl-C again gives it up")
+                generators.stop()
+        watch.read(last=True)
+        ends = generators.ended()
+        row = _row(setup, load, generators, watch.usage, params)
+    row["generator"] = {"processes": load.processes, "cpu_s": round(sum(each.cpu_s for each in ends), 3)}
+    gone = next((each.error for each in ends if each.end == "gone"), None)
+    reason = "interrupted" if interrupted else f"the target went away: {gone}" if gone is not None else ""
+    if reason:
+        cut = {**row, "valid": False, "problems": [*row["problems"], reason]}
+        raise RunCutShort(cut, reason, interrupted=interrupted)
+    return row
+
+
+def _progress(generators: Generators) -> str:
+    outcomes = np.concatenate([each.outcome for each in generators.records])
+    ended = int((outcomes >= 0).sum())
+    good = int((outcomes == 0).sum())
+    return f"{ended:,} of {outcomes.size:,} requests have ended, {ended - good:,} of them without a good answer"
+
+
+def _row(setup: Setup, load: Load, generators: Generators, usage: Usage, params: dict[str, Any]) -> Row:
+    records = generators.records
+    last = max((int(each.due[each.outcome >= 0].max(initial=0)) for each in records), default=0)
+    reached = (last - generators.start_ns) / 1e9
+    # What was asked for, or as far as it came; a replay may be over sooner.
+    seconds = params["seconds"] if reached > 0.9 * (setup.warmup_s + params["seconds"]) else reached - setup.warmup_s
+    happened = Happened.of(records, generators.start_ns, setup.warmup_s, max(seconds, 1e-3))
+    if load.outstanding:  # the room that was left over was never meant to be sent
+        happened = _without_unsent(happened)
+    found = figures(happened)
+    return {
+        "name": setup.name,
+        "params": params,
+        **found,
+        "cpu_ms_per_request": _cpu_per_request(usage, happened),
+        "server": asdict(usage),
+    }
+
+
+def _without_unsent(happened: Happened) -> Happened:
+    fields = {name: getattr(happened, name) for name in Happened.__slots__}
+    return Happened(**{**fields, "unsent": 0})
+
+
+def _cpu_per_request(usage: Usage, happened: Happened) -> float | None:
+    """The server's CPU time for each request of the window, however it ended."""
+    used = usage.cpu_between(happened.warmup_s, happened.warmup_s + happened.seconds)
+    if used is None or not happened.outcome.size:
+        return None
+    return round(1000 * used / happened.outcome.size, 4)

@@ -1,0 +1,208 @@
+"""The commands, with a real server behind them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from recserve.loadtest.cli import main
+from recserve.loadtest.report.page import render_page
+from recserve.loadtest.runs.watch import cpu_seconds
+
+
+@pytest.fixture(name="config", scope="module")
+def fixture_config(tiny_originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tmp_path_factory.mktemp("load") / "server.toml"
+    sources = '[{name = "als", weight = 0.7}, {name = "popular", weight = 0.3}]'
+    bundle, snapshot = tiny_originals / "bundle", tiny_originals / "snapshot"
+    lines = ("[[bundles]]", f'path = "{bundle}"', "[state]", f'snapshot = "{snapshot}"', "[placements.default]")
+    config.write_text("\n".join((*lines, f"sources = {sources}")), "utf-8")
+    return config
+
+
+@pytest.fixture(name="running", scope="module")
+def fixture_running(config: Path) -> Iterator[tuple[str, int]]:
+    """Address and process of a server."""
+    command = (sys.executable, "-m", "recserve.server.cli", "serve", "--config", str(config), "--port", "0")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split("is ready on ")[1].split(": ")[0]
+        yield address, server.pid
+        server.terminate()
+
+
+def load(*arguments: object) -> int:
+    return main([str(each) for each in arguments])
+
+
+def test_run_starts_a_server_and_tells_everything(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench" / "run.json"
+    options = ("--rate", 40, "--seconds", 1.5, "--warmup", 0.5, "--repeat", 2, "--processes", 2)
+    assert load("run", "--config", config, *options, "--out", out, "--server-cores", min(os.sched_getaffinity(0))) == 0
+    content = json.loads(out.read_text("utf-8"))
+    assert {"workload", "host", "commit", "versions", "results", "scenario", "bundle", "config"} <= set(content)
+    assert content["bundle"]["items"] == 200
+    assert [row["params"]["repeat"] for row in content["results"]] == [1, 2]
+    row = content["results"][0]
+    assert set(row["outcomes"]) == {"OK"}
+    assert row["requests_per_s"] == pytest.approx(40, rel=0.5)
+    assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["p999_ms"] <= row["max_ms"]
+    assert row["cpu_ms_per_request"] > 0
+    assert row["server"]["pss_mib"][0] > 1
+    assert row["stages"]["total"]["p50_ms"] < row["p99_ms"]
+    page = out.with_suffix(".html").read_text("utf-8")
+    assert page.count("<svg") >= 5
+    assert "<script" not in page
+    printed = capsys.readouterr()
+    assert str(out) in printed.out
+    assert "good answers/s" in printed.out
+
+
+@pytest.fixture(name="content_of")
+def fixture_content_of(config: Path, running: tuple[str, int], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a command on the running server; gives the result file's content."""
+    address, pid = running
+    common = ("--target", address, "--pid", pid, "--config", config, "--warmup", 0, "--seconds", 0.7)
+
+    def result(workload: str, *options: object) -> dict[str, Any]:
+        out = tmp_path / f"{workload}.json"
+        assert load(workload, *common, *options, "--out", out) == 0
+        content: dict[str, Any] = json.loads(out.read_text("utf-8"))
+        assert "<svg" in out.with_suffix(".html").read_text("utf-8")
+        return content
+
+    return result
+
+
+def test_sweep_and_saturate(content_of: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    scenario = tmp_path / "filtered.toml"
+    scenario.write_text("[users]\nunknown_share = 0.5\n[[requests]]\nfilter = { in_stock = true }\n[[requests]]\n")
+    sweep = content_of("sweep", "--rates", 30, 20, "--budget-ms", 2000, "--scenario", scenario)
+    assert [row["params"]["rate"] for row in sweep["results"]] == [20, 30]
+    assert sweep["knee"] == 30
+    (row,) = content_of("saturate", "--outstanding", 2)["results"]
+    assert row["p99_ms"] is None
+    assert row["requests_per_s"] > 10
+    assert row["valid"]
+
+
+@pytest.mark.slow
+def test_capacity_and_soak(content_of: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    search = ("--budget-ms", 3000, "--start", 20, "--most", 40, "--confirm-seconds", 0.7)
+    assert content_of("capacity", *search)["capacity"] == {"rate": 40, "confirmed": True}
+    assert "capacity: 40 requests/s" in capsys.readouterr().out
+    assert "memory: too few readings" in content_of("soak", "--rate", 20)["trend"]["words"][0]
+
+
+def test_a_report_is_drawn_again(config: Path, running: tuple[str, int], tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    options = ("--rate", 20, "--seconds", 0.6, "--warmup", 0, "--no-report", "--out", out)
+    assert load("run", "--target", running[0], "--config", config, *options) == 0
+    page = out.with_suffix(".html")
+    assert not page.exists()
+    assert load("report", out) == 0
+    assert page.exists()
+
+
+def test_ctrl_c_keeps_what_was_measured(config: Path, running: tuple[str, int], tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    command = (sys.executable, "-m", "recserve.loadtest.cli", "run", "--target", running[0], "--config", str(config))
+    options = ("--rate", "50", "--seconds", "60", "--warmup", "0", "--repeat", "3", "--out", str(out))
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    with subprocess.Popen((*command, *options), stderr=subprocess.PIPE, text=True, env=environment) as process:
+        _wait_for_load(running[1])
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().endswith("interrupted")
+    content = json.loads(out.read_text("utf-8"))
+    (row,) = content["results"]
+    assert row["runs"] > 5
+    assert not row["valid"]
+    assert content["cut_short"] == "interrupted"
+    assert "Cut short: interrupted" in out.with_suffix(".html").read_text("utf-8")
+
+
+def _wait_for_load(pid: int) -> None:
+    """Until requests have kept a server busy for a while."""
+    before, end = cpu_seconds(pid), time.monotonic() + 40
+    while cpu_seconds(pid) < before + 0.15:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_target_that_dies_keeps_what_was_measured(
+    grpc_server: Callable[..., tuple[int, grpc.Server]],
+    answer_of: Callable[..., bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked, enough = itertools.count(), threading.Event()
+
+    def recommend(_: bytes, __: grpc.ServicerContext) -> bytes:
+        if next(asked) == 60:
+            enough.set()
+        return answer_of(20)
+
+    port, server = grpc_server(recommend)
+    out = tmp_path / "run.json"
+    threading.Thread(target=lambda: enough.wait(60) and server.stop(0)).start()
+    target = ("--target", f"127.0.0.1:{port}", "--scenario", "strangers")
+    assert load("run", *target, "--rate", 40, "--seconds", 60, "--warmup", 0, "--out", out) == 1
+    assert "the target went away: cannot connect to the target" in capsys.readouterr().err
+    (row,) = json.loads(out.read_text("utf-8"))["results"]
+    assert row["outcomes"]["OK"]["requests"] > 10
+    assert "connection lost" in row["outcomes"]
+    assert not row["valid"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--rate", "1"), "the users come from a snapshot"),
+        (("run", "--rate", "1", "--scenario", "strangers"), "give --target HOST:PORT, or --config FILE"),
+        (("run", "--rate", "1", "--scenario", "absent"), "neither a scenario"),
+        (("run", "--rate", "1", "--scenario", "strangers", "--target", "nowhere"), "is not HOST:PORT"),
+        (("run", "--rate", "1", "--scenario", "strangers", "--target", "h:1", "--server-cores", "0"), "--server-cores"),
+        (("run", "--rate", "1", "--config", "absent.toml"), "absent.toml"),
+        (("report", "absent.json"), "absent.json"),
+    ],
+)
+def test_errors_are_told(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run",), ("run", "--rate", "0"), ("run", "--rate", "x"), ("soak", "--rate", "1", "--seconds", "-1"),
+     ("saturate", "--outstanding", "0"), ("run", "--rate", "1", "--server-cores", "a"),
+     ("run", "--rate", "1", "--warmup", "nan")],
+)  # fmt: skip
+def test_wrong_usage_is_refused(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+def test_names_in_a_page_are_escaped(config: Path, running: tuple[str, int], tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    options = ("--rate", 20, "--seconds", 0.5, "--warmup", 0, "--name", "<b>x", "--no-report", "--out", out)
+    assert load("run", "--target", running[0], "--config", config, *options) == 0
+    page = render_page(json.loads(out.read_text("utf-8")))
+    assert "<b>x" not in page
+    assert "&lt;b&gt;x" in page
