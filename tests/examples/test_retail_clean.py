@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from examples.online_retail.clean import clean
 
+from examples.online_retail.clean import clean
 from recserve.exporters.errors import QualityError, TableError
 
 MORNING = datetime.datetime(2010, 12, 1, 8, 26)
