@@ -21,7 +21,7 @@ BUILD_INPUTS := pyproject.toml setup.py build/files.txt \
 .PHONY: help run demo retail serve-retail test test-all sanitize lint format bench clean FORCE
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(RUN_READY) $(DEMO)/recserve.toml ## Serve the demo bundle on 127.0.0.1:50051 and show one answer
 	@# The server says on standard output when it is ready; only then, and only if it is, there is an answer to show.
