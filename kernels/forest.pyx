@@ -24,9 +24,13 @@ cdef extern from "forest.h" nogil:
         FOREST_BATCH
         FOREST_MAX_ROWS
         FOREST_FEW_ROWS
+        FOREST_WALKED_ROWS
+        FOREST_LEAVES
+        FOREST_BUNDLE
+        FOREST_BUNDLE_NODES
+    ctypedef uint64_t forest_node_t
     ctypedef struct forest_t:
         ptrdiff_t columns, ranges, sets, outputs
-        bint simple
         const int32_t* column_features
         const float* steps32
         const float* pivots32
@@ -45,11 +49,14 @@ cdef extern from "forest.h" nogil:
         const float* leaves32
         const uint16_t* leaf_words32
         const int64_t* output_bounds
+        const forest_node_t* nodes
+        const int64_t* bundle_bounds
     ctypedef struct forest_scratch_t:
         uint8_t* bins
         uint64_t* masks
         uint8_t* numbers
         double* sums
+        uint8_t* values
     ctypedef struct forest_variant_t:
         void (*bin32)(const forest_t*, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t, uint8_t*) noexcept nogil
         void (*bin64)(const forest_t*, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t, uint8_t*) noexcept nogil
@@ -61,9 +68,13 @@ cdef extern from "forest.h" nogil:
         ) noexcept nogil
         void (*margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
         void (*margins32)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
+        void (*few_conditions)(const forest_t*, const forest_scratch_t*) noexcept nogil
+        void (*few_margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, bint, double*) noexcept nogil
     const forest_variant_t* forest_variant_named(const char* name)
     ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
-    void forest_few_margins(const forest_t* forest, const uint64_t* masks, ptrdiff_t n, double* out)
+    ptrdiff_t forest_unfold_all(const forest_t* forest, forest_node_t* nodes, int64_t* bundle_bounds)
+    ptrdiff_t forest_few_rows(const forest_variant_t* variant, const forest_t* forest)
+    void forest_walk(const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t row, bint single, double* out)
     void forest_gather(
         const uint8_t* table, const int64_t* rows, ptrdiff_t n, const int32_t* columns, ptrdiff_t count,
         uint8_t* bins, ptrdiff_t width
@@ -102,6 +113,27 @@ cdef void* address(array) except? NULL:
     return start
 
 
+UINT8, INT64, FLOAT32, FLOAT64 = map(np.dtype, (np.uint8, np.int64, np.float32, np.float64))
+
+
+cdef void* checked(str name, array, dtype, tuple shape) except? NULL:
+    """Where an array's elements are, after check_array, which is asked for its error only: it takes a microsecond."""
+    if not (isinstance(array, np.ndarray) and array.dtype is dtype and has_layout(array.flags, array.shape, shape)):
+        check_array(name, array, dtype, shape)
+    return address(array)
+
+
+cdef bint has_layout(flags, tuple found, tuple shape):
+    """Whether an array is contiguous and of a shape, in which None is any length."""
+    if len(found) != len(shape) or not (flags.c_contiguous and flags.aligned):
+        return False
+    cdef Py_ssize_t axis
+    for axis in range(len(shape)):
+        if shape[axis] is not None and shape[axis] != found[axis]:
+            return False
+    return True
+
+
 def aligned(size):
     """Uninitialised bytes that start on a cache line."""
     room = np.empty(size + LINE, np.uint8)
@@ -117,7 +149,8 @@ def aligned_copy(array):
 
 
 cdef struct request_t:
-    # What all requests of a call share; `bins` holds the bins of the current one's constants.
+    # What all requests of a call share; `bins` holds the bins of the current one's constants. A plan keeps one without
+    # the parts that belong to a call: item_bins, cross_stride and bins.
     const uint8_t* item_bins
     const int32_t* item_columns
     ptrdiff_t item_count
@@ -134,6 +167,7 @@ cdef struct request_t:
 
 cdef class Scratch:
     cdef forest_scratch_t parts
+    cdef uint8_t* request_bins
     cdef object memory
 
 
@@ -182,7 +216,6 @@ cdef class Forest:
             ranges=len(arrays["range_lows"]),
             sets=len(arrays["set_bits"]),
             outputs=self.outputs,
-            simple=bool((arrays["ops"][:, 0] < layout.FIRST_CONDITION + self.conditions).all()),
             column_features=<const int32_t*>address(arrays["column_features"]),
             steps32=<const float*>address(self.derived[0]),
             pivots32=<const float*>address(self.derived[1]),
@@ -201,7 +234,25 @@ cdef class Forest:
             leaves32=<const float*>address(self.derived[5]),
             leaf_words32=<const uint16_t*>address(self.derived[6]),
             output_bounds=<const int64_t*>address(arrays["output_bounds"]),
+            nodes=NULL,
+            bundle_bounds=NULL,
         )
+        self.unfold()
+
+    cdef unfold(self):
+        """The trees of the programs, for few rows; without them these are evaluated like many."""
+        bundles = sum(-(-int(count) // FOREST_BUNDLE) for count in np.diff(self.arrays["output_bounds"]))
+        bounds = np.zeros(bundles + 1, np.int64)
+        nodes = np.empty((bundles * FOREST_BUNDLE_NODES, sizeof(forest_node_t)), np.uint8)
+        cdef ptrdiff_t count = forest_unfold_all(
+            &self.forest, <forest_node_t*>address(nodes), <int64_t*>address(bounds)
+        )
+        if count < 0:
+            return
+        kept = aligned_copy(nodes[:count])
+        self.derived += [kept, bounds]
+        self.forest.nodes = <const forest_node_t*>address(kept)
+        self.forest.bundle_bounds = <const int64_t*>address(bounds)
 
     cdef Scratch take(self):
         """Scratch for a call, from the shelf or new."""
@@ -210,7 +261,8 @@ cdef class Forest:
         scratch = Scratch()
         sizes = [
             self.columns * FOREST_MAX_ROWS, self.slots * (FOREST_MAX_ROWS // 8), FOREST_BATCH * FOREST_MAX_ROWS,
-            8 * FOREST_MAX_ROWS,
+            8 * FOREST_MAX_ROWS, (FOREST_LEAVES + FOREST_BUNDLE_NODES) * FOREST_FEW_ROWS,
+            self.columns,
         ]
         scratch.memory = aligned(sum(sizes))
         scratch.memory[:] = 0  # bins behind the last row are read, and may be anything but uninitialised
@@ -219,6 +271,8 @@ cdef class Forest:
         scratch.parts.masks = <uint64_t*>(start + <ptrdiff_t>sizes[0])
         scratch.parts.numbers = start + <ptrdiff_t>(sizes[0] + sizes[1])
         scratch.parts.sums = <double*>(start + <ptrdiff_t>(sizes[0] + sizes[1] + sizes[2]))
+        scratch.parts.values = start + <ptrdiff_t>sum(sizes[:4])
+        scratch.request_bins = start + <ptrdiff_t>sum(sizes[:5])
         return scratch
 
     @staticmethod
@@ -232,28 +286,26 @@ cdef class Forest:
 
     def predict(self, rows, *, bint float_sums=False):
         """Raw margins of rows of features; see forest.pyi."""
-        self.check_rows(rows)
+        cdef bint single = getattr(rows, "dtype", FLOAT32) != FLOAT64
+        cdef const void* values = checked("rows", rows, FLOAT32 if single else FLOAT64, (None, self.features))
         margins = np.empty((len(rows), self.outputs), np.float64)
         scratch = self.take()
-        cdef const void* values = address(rows)
         cdef double* out = <double*>address(margins)
         cdef const int32_t* columns = <const int32_t*>address(self.all_columns)
-        cdef bint single = rows.dtype == np.float32
         cdef ptrdiff_t n = len(rows), start = 0, size, groups
         with nogil:
             while start < n:
                 groups = forest_groups_for(variant, n - start)
                 size = min(n - start, 64 * groups)
                 self.bin_block(values, single, start, size, scratch.parts.bins, 64 * groups)
-                variant.conditions(&self.forest, &scratch.parts, columns, self.columns, groups)
-                block_margins(&self.forest, &scratch.parts, groups, size, float_sums, out + start * self.outputs)
+                if size <= forest_few_rows(variant, &self.forest):
+                    few_margins(&self.forest, &scratch.parts, size, float_sums, out + start * self.outputs)
+                else:
+                    variant.conditions(&self.forest, &scratch.parts, columns, self.columns, groups)
+                    block_margins(&self.forest, &scratch.parts, groups, size, float_sums, out + start * self.outputs)
                 start += size
         self.shelf.append(scratch)
         return margins if self.outputs > 1 else margins[:, 0]
-
-    cdef check_rows(self, rows):
-        dtype = rows.dtype if getattr(rows, "dtype", None) in (np.float32, np.float64) else np.float32
-        check_array("rows", rows, dtype, (None, self.features))
 
     cdef void bin_block(
         self, const void* values, bint single, ptrdiff_t start, ptrdiff_t n, uint8_t* bins, ptrdiff_t width
@@ -320,6 +372,7 @@ cdef class RequestPlan:
     cdef readonly Forest forest
     cdef readonly object item_features, request_features, cross_features, item_columns
     cdef object request_columns, request_places, cross_columns, cross_places, varying_columns
+    cdef request_t request
 
     def __cinit__(self, Forest forest, item_features, request_features, cross_features):
         self.forest = forest
@@ -334,21 +387,8 @@ cdef class RequestPlan:
         self.request_columns, self.request_places = self.places(self.request_features)
         self.cross_columns, self.cross_places = self.places(self.cross_features)
         self.varying_columns = np.concatenate((self.item_columns, self.cross_columns))
-
-    cdef places(self, features):
-        """The columns of some features, and where each column's feature stands among them."""
-        columns = self.forest.bin_columns(features)
-        return columns, positions(features, self.forest.features)[self.forest.column_features[columns]]
-
-    def margins(self, item_bins, rows, request_bounds, request_values, cross_values, *, bint float_sums=False):
-        """Margins of the candidates of several requests; see forest.pyi."""
-        self.check(item_bins, rows, request_bounds, request_values, cross_values)
-        cdef Forest forest = self.forest
-        margins = np.empty((len(rows), forest.outputs), np.float64)
-        request_bins = np.empty(max(len(self.request_columns), 1), np.uint8)
-        cdef Scratch scratch = forest.take()
-        cdef request_t request = request_t(
-            item_bins=<const uint8_t*>address(item_bins),
+        self.request = request_t(
+            item_bins=NULL,
             item_columns=<const int32_t*>address(self.item_columns),
             item_count=len(self.item_columns),
             request_columns=<const int32_t*>address(self.request_columns),
@@ -357,14 +397,42 @@ cdef class RequestPlan:
             cross_columns=<const int32_t*>address(self.cross_columns),
             cross_places=<const int32_t*>address(self.cross_places),
             cross_count=len(self.cross_columns),
-            cross_stride=cross_values.shape[1],
+            cross_stride=0,
             varying_columns=<const int32_t*>address(self.varying_columns),
-            bins=<uint8_t*>address(request_bins),
+            bins=NULL,
         )
-        cdef const int64_t* bounds = <const int64_t*>address(request_bounds)
-        cdef const int64_t* all_rows = <const int64_t*>address(rows)
-        cdef const float* constants = <const float*>address(request_values)
-        cdef const float* crosses = <const float*>address(cross_values)
+
+    cdef places(self, features):
+        """The columns of some features, and where each column's feature stands among them."""
+        columns = self.forest.bin_columns(features)
+        return columns, positions(features, self.forest.features)[self.forest.column_features[columns]]
+
+    def margins(self, item_bins, rows, request_bounds, request_values, cross_values, *, bint float_sums=False):
+        """Margins of the candidates of several requests; see forest.pyi."""
+        cdef Forest forest = self.forest
+        cdef const uint8_t* bins = <const uint8_t*>checked(
+            "item_bins", item_bins, UINT8, (None, len(self.item_columns))
+        )
+        cdef const int64_t* all_rows = <const int64_t*>checked("rows", rows, INT64, (None,))
+        if not all_below(all_rows, len(rows), len(item_bins)):
+            check_rows("rows", rows, len(item_bins))  # says which one is not
+        cdef const float* constants = <const float*>checked(
+            "request_values", request_values, FLOAT32, (None, len(self.request_features))
+        )
+        cdef const float* crosses = <const float*>checked(
+            "cross_values", cross_values, FLOAT32, (len(rows), len(self.cross_features))
+        )
+        cdef const int64_t* bounds = <const int64_t*>checked(
+            "request_bounds", request_bounds, INT64, (len(request_values) + 1,)
+        )
+        if not rise(bounds, len(request_bounds), len(rows)):
+            layout.check_spans("request_bounds", request_bounds, len(request_values), len(rows))
+        margins = np.empty((len(rows), forest.outputs), np.float64)
+        cdef Scratch scratch = forest.take()
+        cdef request_t request = self.request
+        request.item_bins = bins
+        request.cross_stride = cross_values.shape[1]
+        request.bins = scratch.request_bins
         cdef double* out = <double*>address(margins)
         cdef ptrdiff_t requests = len(request_values), width = request_values.shape[1], i
         with nogil:
@@ -377,14 +445,22 @@ cdef class RequestPlan:
         forest.shelf.append(scratch)
         return margins
 
-    cdef check(self, item_bins, rows, request_bounds, request_values, cross_values):
-        check_array("item_bins", item_bins, np.uint8, (None, len(self.item_columns)))
-        check_array("rows", rows, np.int64, (None,))
-        check_rows("rows", rows, len(item_bins))
-        check_array("request_values", request_values, np.float32, (None, len(self.request_features)))
-        check_array("cross_values", cross_values, np.float32, (len(rows), len(self.cross_features)))
-        check_array("request_bounds", request_bounds, np.int64, (len(request_values) + 1,))
-        layout.check_spans("request_bounds", request_bounds, len(request_values), len(rows))
+cdef bint all_below(const int64_t* rows, ptrdiff_t n, int64_t end) noexcept nogil:
+    """check_rows without its error, many times quicker for a few hundred rows."""
+    cdef bint good = True
+    cdef ptrdiff_t i
+    for i in range(n):
+        good &= <uint64_t>rows[i] < <uint64_t>end
+    return good
+
+
+cdef bint rise(const int64_t* bounds, ptrdiff_t n, int64_t end) noexcept nogil:
+    """check_spans without its error."""
+    cdef bint good = bounds[0] == 0 and bounds[n - 1] == end
+    cdef ptrdiff_t i
+    for i in range(1, n):
+        good &= bounds[i - 1] <= bounds[i]
+    return good
 
 
 cdef void block_margins(
@@ -393,10 +469,21 @@ cdef void block_margins(
     """Margins of a block whose conditions have been evaluated."""
     if float_sums:
         variant.margins32(forest, scratch, groups, n, out)
-    elif n <= FOREST_FEW_ROWS and forest.simple:
-        forest_few_margins(forest, scratch.masks, n, out)
     else:
         variant.margins(forest, scratch, groups, n, out)
+
+
+cdef void few_margins(
+    const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t n, bint float_sums, double* out
+) noexcept nogil:
+    """Margins of a block of few rows from its bins."""
+    cdef ptrdiff_t row
+    variant.few_conditions(forest, scratch)
+    if n <= FOREST_WALKED_ROWS:
+        for row in range(n):
+            forest_walk(forest, scratch, row, float_sums, out + row * forest.outputs)
+    else:
+        variant.few_margins(forest, scratch, n, float_sums, out)
 
 
 cdef void evaluate_request(
@@ -419,13 +506,14 @@ cdef void evaluate_request(
                 forest, request.cross_columns[i], crosses + start * request.cross_stride + request.cross_places[i],
                 request.cross_stride, size, scratch.bins + request.cross_columns[i] * width,
             )
-        variant.conditions(forest, scratch, request.varying_columns, request.item_count + request.cross_count, groups)
-        if groups == 1:
-            # One comparison makes 64 equal bits as quickly as it makes any.
+        if size <= forest_few_rows(variant, forest):
             for i in range(request.request_count):
-                memset(scratch.bins + request.request_columns[i] * width, request.bins[i], width)
-            variant.conditions(forest, scratch, request.request_columns, request.request_count, groups)
+                memset(scratch.bins + request.request_columns[i] * width, request.bins[i], FOREST_FEW_ROWS)
+            few_margins(forest, scratch, size, float_sums, out + start * forest.outputs)
         else:
+            variant.conditions(
+                forest, scratch, request.varying_columns, request.item_count + request.cross_count, groups
+            )
             variant.constants(forest, scratch, request.request_columns, request.request_count, request.bins, groups)
-        block_margins(forest, scratch, groups, size, float_sums, out + start * forest.outputs)
+            block_margins(forest, scratch, groups, size, float_sums, out + start * forest.outputs)
         start += size

@@ -37,12 +37,27 @@ enum {
     FOREST_BATCH = 16,       /* pieces whose leaf numbers are kept before their values are added */
     FOREST_MAX_GROUPS = 8,   /* a group is 64 rows, the widest block 512 */
     FOREST_MAX_ROWS = 64 * FOREST_MAX_GROUPS,
-    FOREST_FEW_ROWS = 1,
+    FOREST_FEW_ROWS = 32,    /* blocks of so few have a byte a row, and numbers instead of planes */
+    FOREST_WALKED_ROWS = 1,  /* so few go down the trees one by one */
+    FOREST_BUNDLE = 4,       /* pieces whose nodes are mixed, so that they need not wait for each other */
+    FOREST_BUNDLE_NODES = 128 * FOREST_BUNDLE,
+    FOREST_MANY_RANGES = 24, /* of a column: above, the masks of its bins' digits pay */
 };
+
+/* A node of a piece as a tree: the slot of its condition in the upper 32 bits, its left and its right child in 16 each,
+ * packed because one load takes less than three. A child is given by where its rows' leaf numbers stand in a block of
+ * few rows: those of the leaves come first, then those of the bundle's nodes. */
+typedef uint64_t forest_node_t;
+
+static inline forest_node_t forest_node(uint32_t condition, unsigned left, unsigned right) {
+    return (uint64_t)condition << 32 | left << 16 | right;
+}
+static inline uint32_t forest_condition(forest_node_t node) { return (uint32_t)(node >> 32); }
+static inline unsigned forest_left(forest_node_t node) { return (uint32_t)node >> 16; }
+static inline unsigned forest_right(forest_node_t node) { return (uint16_t)node; }
 
 typedef struct {
     ptrdiff_t columns, ranges, sets, outputs;
-    int simple; /* no operation's c is a result */
     const int32_t *column_features;
     const float *steps32, *pivots32; /* thresholds rounded down to float32: x <= t is the same for every float32 x */
     const double *steps64, *pivots64;
@@ -58,6 +73,8 @@ typedef struct {
     const float *leaves32; /* leaves rounded to float32 */
     const uint16_t *leaf_words32; /* [pieces, 2, 64]: their words */
     const int64_t *output_bounds; /* [outputs + 1] into the pieces */
+    const forest_node_t *nodes; /* of bundles of up to FOREST_BUNDLE pieces of an output, roots first; may be NULL */
+    const int64_t *bundle_bounds; /* [bundles + 1] into nodes */
 } forest_t;
 
 /* Scratch of one call, for blocks of up to FOREST_MAX_ROWS rows; every part starts on a cache line. */
@@ -66,6 +83,7 @@ typedef struct {
     uint64_t *masks;  /* [slots, groups] */
     uint8_t *numbers; /* [FOREST_BATCH, 64 * groups] leaf numbers */
     double *sums;     /* [64 * groups]; floats where sums are float32 */
+    uint8_t *values;  /* [FOREST_LEAVES + FOREST_BUNDLE_NODES, FOREST_FEW_ROWS] leaf numbers below each leaf and node */
 } forest_scratch_t;
 
 typedef struct {
@@ -87,6 +105,11 @@ typedef struct {
     /* The same with leaves and sums in float32. */
     void (*margins32)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
                       double *out);
+    /* Both for up to FOREST_FEW_ROWS rows, whose bins lie 64 apart, of a forest with nodes: each mask is
+     * a word of 32 bits. */
+    void (*few_conditions)(const forest_t *forest, const forest_scratch_t *scratch);
+    void (*few_margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t n, int single, double *out);
+    /* NULL in portable C, which has no instruction that makes bytes of bits. */
     /* Groups of 64 rows that a block may have, largest first; ends in 0. */
     ptrdiff_t groups[4];
 } forest_variant_t;
@@ -135,31 +158,111 @@ static ptrdiff_t forest_groups_for(const forest_variant_t *variant, ptrdiff_t n)
     return groups[0];
 }
 
-/* One row's bit of a slot, found from the top: only the operations on its way are looked at. Conditions must be given as
- * masks in groups of one, and no operation's c may be a result. Operands are earlier slots, so the way ends. */
-static inline unsigned forest_bit(const uint64_t *masks, const uint32_t *ops, uint32_t first, uint32_t slot, int row) {
-    while (slot >= first) {
-        const uint32_t *op = ops + 3 * (ptrdiff_t)(slot - first);
-        slot = masks[op[0]] >> row & 1 ? op[1] : op[2];
-    }
-    return (unsigned)(masks[slot] >> row & 1);
+/* A slot where the condition `c` is known to be `side`. */
+static uint32_t forest_decide(const uint32_t *ops, uint32_t first, uint32_t slot, uint32_t c, int side) {
+    if (slot >= first && ops[3 * (size_t)(slot - first)] == c) return ops[3 * (size_t)(slot - first) + 2 - side];
+    return slot == c && c > 1 ? (uint32_t)side : slot;
 }
 
-/* Margins of a few rows, by forest_bit: cheaper than whole programs for up to FOREST_FEW_ROWS. */
-static void forest_few_margins(const forest_t *forest, const uint64_t *masks, ptrdiff_t n, double *out) {
+typedef struct {
+    const uint32_t *ops;
+    uint32_t planes[FOREST_PLANES];
+} forest_state_t;
+
+/* The child's planes; returns its number where all of them are constants, else -1. */
+static int forest_child(const forest_state_t *state, uint32_t first, uint32_t c, int side, forest_state_t *child) {
+    int leaf = 0, open = 0;
+    child->ops = state->ops;
+    for (int p = 0; p < FOREST_PLANES; p++) {
+        child->planes[p] = forest_decide(state->ops, first, state->planes[p], c, side);
+        open |= child->planes[p] > 1;
+        leaf |= (int)(child->planes[p] & 1) << p;
+    }
+    return open ? -1 : leaf;
+}
+
+/* Turns the programs of a bundle back into trees: splits the planes of each leaf number by the condition that decides
+ * the last operation, until they are constants. Gives the nodes' number, or 0 where there is an operation on a result
+ * of another or where there would be more than FOREST_BUNDLE_NODES. */
+static ptrdiff_t forest_unfold(const forest_t *forest, int64_t piece, ptrdiff_t count, forest_node_t *nodes) {
     const uint32_t first = (uint32_t)(FOREST_FIRST_CONDITION + forest->ranges + forest->sets);
-    for (int row = 0; row < n; row++)
-        for (ptrdiff_t k = 0; k < forest->outputs; k++) {
-            double sum = 0;
-            for (int64_t piece = forest->output_bounds[k]; piece < forest->output_bounds[k + 1]; piece++) {
-                const uint32_t *ops = forest->ops + 3 * forest->op_bounds[piece];
-                const uint32_t *planes = forest->planes + piece * FOREST_PLANES;
-                unsigned leaf = 0;
-                for (int p = 0; p < FOREST_PLANES; p++) leaf |= forest_bit(masks, ops, first, planes[p], row) << p;
-                sum += forest->leaves[piece * FOREST_LEAVES + leaf];
-            }
-            out[row * forest->outputs + k] = sum;
+    forest_state_t states[FOREST_BUNDLE_NODES];
+    ptrdiff_t n = count;
+    for (ptrdiff_t t = 0; t < count; t++) {
+        states[t].ops = forest->ops + 3 * forest->op_bounds[piece + t];
+        memcpy(states[t].planes, forest->planes + (piece + t) * FOREST_PLANES, sizeof states[t].planes);
+    }
+    for (ptrdiff_t i = 0; i < n; i++) {
+        uint32_t last = 0;
+        for (int p = 0; p < FOREST_PLANES; p++) last = states[i].planes[p] > last ? states[i].planes[p] : last;
+        const uint32_t c = last >= first ? states[i].ops[3 * (size_t)(last - first)] : last;
+        if (c >= first) return 0;
+        unsigned children[2];
+        for (int side = 0; side < 2; side++) {
+            forest_state_t child;
+            const int leaf = forest_child(&states[i], first, c, side, &child);
+            if (leaf < 0 && n == FOREST_BUNDLE_NODES) return 0;
+            children[side] = FOREST_FEW_ROWS * (unsigned)(leaf < 0 ? FOREST_LEAVES + n : leaf);
+            if (leaf < 0) states[n++] = child;
         }
+        nodes[i] = forest_node(c, children[1], children[0]);
+    }
+    return n;
+}
+
+/* Fills `nodes` and `bundle_bounds`, which have room for FOREST_BUNDLE_NODES for each bundle; returns how many nodes
+ * there are, or -1 where a bundle cannot be unfolded. */
+static ptrdiff_t forest_unfold_all(const forest_t *forest, forest_node_t *nodes, int64_t *bundle_bounds) {
+    ptrdiff_t bundle = 0;
+    bundle_bounds[0] = 0;
+    for (ptrdiff_t k = 0; k < forest->outputs; k++)
+        for (int64_t piece = forest->output_bounds[k]; piece < forest->output_bounds[k + 1]; piece += FOREST_BUNDLE) {
+            const int64_t left = forest->output_bounds[k + 1] - piece;
+            const ptrdiff_t size = forest_unfold(forest, piece, left < FOREST_BUNDLE ? left : FOREST_BUNDLE,
+                                                 nodes + bundle_bounds[bundle]);
+            if (size == 0) return -1;
+            bundle_bounds[bundle + 1] = bundle_bounds[bundle] + size;
+            bundle++;
+        }
+    return bundle_bounds[bundle];
+}
+
+/* How many rows a block of few may have; more, and all rows of a forest without nodes, are evaluated in groups. */
+static ptrdiff_t forest_few_rows(const forest_variant_t *variant, const forest_t *forest) {
+    if (forest->nodes == NULL) return 0;
+    return variant->few_margins == NULL ? FOREST_WALKED_ROWS : FOREST_FEW_ROWS;
+}
+
+/* The number of one row's leaf in the piece at `place` of a bundle, from the masks of few_conditions. */
+static inline unsigned forest_leaf(const forest_node_t *nodes, ptrdiff_t place, const uint32_t *masks, ptrdiff_t row) {
+    unsigned at = FOREST_LEAVES + (unsigned)place;
+    do {
+        const forest_node_t node = nodes[at - FOREST_LEAVES];
+        const int left = masks[forest_condition(node)] >> row & 1;
+        at = (left ? forest_left(node) : forest_right(node)) / FOREST_FEW_ROWS;
+    } while (at >= FOREST_LEAVES);
+    return at;
+}
+
+/* Margins of one row of a block of few, down the trees; `single`: with leaves and sums in float32. */
+static void forest_walk(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t row, int single,
+                        double *out) {
+    const int64_t *bundle = forest->bundle_bounds;
+    for (ptrdiff_t k = 0; k < forest->outputs; k++) {
+        double sum = 0;
+        float sum32 = 0;
+        const int64_t start = forest->output_bounds[k], end = forest->output_bounds[k + 1];
+        for (int64_t piece = start; piece < end; piece++) {
+            const ptrdiff_t place = (piece - start) % FOREST_BUNDLE;
+            const unsigned leaf = forest_leaf(forest->nodes + *bundle, place, (const uint32_t *)scratch->masks, row);
+            if (single)
+                sum32 += forest->leaves32[piece * FOREST_LEAVES + leaf];
+            else
+                sum += forest->leaves[piece * FOREST_LEAVES + leaf];
+            bundle += place == FOREST_BUNDLE - 1 || piece == end - 1;
+        }
+        out[k] = single ? sum32 : sum;
+    }
 }
 
 /* bins[columns[i], row] = table[rows[row], i] for a block of n rows; what lies behind the last row is bin 0. */

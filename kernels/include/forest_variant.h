@@ -75,7 +75,24 @@ FOREST_TARGET static void FOREST_NAME(bin64)(const forest_t *forest, ptrdiff_t c
     }
 }
 
-/* ---- Conditions: bins of 64 rows to 64 bits ---- */
+/* ---- Conditions: bins of 64 rows to 64 bits, or of 32 rows to 32 bytes of 0 or 255 ---- */
+
+#if FOREST_LEVEL >= 1
+FOREST_INLINE __m256i FOREST_NAME(in_range32)(__m256i bins, uint8_t low, uint8_t width) {
+    const __m256i offset = _mm256_sub_epi8(bins, _mm256_set1_epi8((char)low));
+    return _mm256_cmpeq_epi8(_mm256_min_epu8(offset, _mm256_set1_epi8((char)width)), offset);
+}
+
+FOREST_INLINE __m256i FOREST_NAME(in_set32)(__m256i bins, const uint8_t *set) {
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)set));
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(set + 16)));
+    const __m256i powers = _mm256_set1_epi64x((long long)0x8040201008040201ULL);
+    const __m256i index = _mm256_and_si256(_mm256_srli_epi16(bins, 3), _mm256_set1_epi8(15));
+    const __m256i bit = _mm256_shuffle_epi8(powers, _mm256_and_si256(bins, _mm256_set1_epi8(7)));
+    const __m256i byte = _mm256_blendv_epi8(_mm256_shuffle_epi8(low, index), _mm256_shuffle_epi8(high, index), bins);
+    return _mm256_cmpeq_epi8(_mm256_and_si256(byte, bit), bit);
+}
+#endif
 
 #if FOREST_LEVEL == 2
 typedef __m512i FOREST_NAME(bytes);
@@ -108,28 +125,13 @@ FOREST_INLINE FOREST_NAME(bytes) FOREST_NAME(load_bytes)(const uint8_t *bins) {
 }
 
 FOREST_INLINE uint64_t FOREST_NAME(in_range)(FOREST_NAME(bytes) bins, uint8_t low, uint8_t width) {
-    const __m256i lows = _mm256_set1_epi8((char)low), widths = _mm256_set1_epi8((char)width);
-    uint64_t bits[2];
-    for (int h = 0; h < 2; h++) {
-        const __m256i offset = _mm256_sub_epi8(bins.half[h], lows);
-        bits[h] = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(offset, widths), offset));
-    }
-    return bits[0] | bits[1] << 32;
+    const uint64_t first = (uint32_t)_mm256_movemask_epi8(FOREST_NAME(in_range32)(bins.half[0], low, width));
+    return first | (uint64_t)(uint32_t)_mm256_movemask_epi8(FOREST_NAME(in_range32)(bins.half[1], low, width)) << 32;
 }
 
 FOREST_INLINE uint64_t FOREST_NAME(in_set)(FOREST_NAME(bytes) bins, const uint8_t *set) {
-    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)set));
-    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(set + 16)));
-    const __m256i powers = _mm256_set1_epi64x((long long)0x8040201008040201ULL);
-    uint64_t bits[2];
-    for (int h = 0; h < 2; h++) {
-        const __m256i index = _mm256_and_si256(_mm256_srli_epi16(bins.half[h], 3), _mm256_set1_epi8(15));
-        const __m256i bit = _mm256_shuffle_epi8(powers, _mm256_and_si256(bins.half[h], _mm256_set1_epi8(7)));
-        const __m256i byte = _mm256_blendv_epi8(_mm256_shuffle_epi8(low, index), _mm256_shuffle_epi8(high, index),
-                                                bins.half[h]);
-        bits[h] = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(byte, bit), bit));
-    }
-    return bits[0] | bits[1] << 32;
+    const uint64_t low = (uint32_t)_mm256_movemask_epi8(FOREST_NAME(in_set32)(bins.half[0], set));
+    return low | (uint64_t)(uint32_t)_mm256_movemask_epi8(FOREST_NAME(in_set32)(bins.half[1], set)) << 32;
 }
 #else
 typedef const uint8_t *FOREST_NAME(bytes);
@@ -158,17 +160,124 @@ FOREST_INLINE uint64_t FOREST_NAME(in_set)(FOREST_NAME(bytes) bins, const uint8_
 }
 #endif
 
+/* Plane i: bit i of each bin. */
+FOREST_INLINE void FOREST_NAME(bin_planes)(const FOREST_NAME(bytes) * block, uint64_t planes[8][FOREST_MAX_GROUPS],
+                                           const ptrdiff_t groups) {
+    for (int i = 0; i < 8; i++)
+        for (int g = 0; g < groups; g++) {
+#if FOREST_LEVEL == 2
+            planes[i][g] = _mm512_movepi8_mask(_mm512_sll_epi16(block[g], _mm_cvtsi32_si128(7 - i)));
+#elif FOREST_LEVEL == 1
+            const __m128i up = _mm_cvtsi32_si128(7 - i);
+            const uint64_t low = (uint32_t)_mm256_movemask_epi8(_mm256_sll_epi16(block[g].half[0], up));
+            planes[i][g] = low | (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_sll_epi16(block[g].half[1], up)) << 32;
+#else
+            uint8_t flags[64];
+            for (int row = 0; row < 64; row++) flags[row] = block[g][row] >> i & 1;
+            planes[i][g] = 0;
+            for (int byte = 0; byte < 8; byte++) planes[i][g] |= FOREST_NAME(gather_bits)(flags + 8 * byte) << 8 * byte;
+#endif
+        }
+}
+
+/* out = c ? a : b, bit by bit */
+FOREST_INLINE void FOREST_NAME(select)(uint64_t *out, const uint64_t *c, const uint64_t *a, const uint64_t *b,
+                                       const ptrdiff_t groups) {
+#if FOREST_LEVEL == 2
+    if (groups == 8) {
+        _mm512_store_si512(out, _mm512_ternarylogic_epi64(_mm512_load_si512(c), _mm512_load_si512(a),
+                                                          _mm512_load_si512(b), 0xCA));
+        return;
+    }
+#endif
+#if FOREST_LEVEL >= 1
+    if (groups == 4) {
+        const __m256i x = _mm256_load_si256((const __m256i *)a), y = _mm256_load_si256((const __m256i *)b);
+        const __m256i z = _mm256_load_si256((const __m256i *)c);
+#if FOREST_LEVEL == 2
+        _mm256_store_si256((__m256i *)out, _mm256_ternarylogic_epi64(z, x, y, 0xCA));
+#else
+        _mm256_store_si256((__m256i *)out, _mm256_or_si256(_mm256_and_si256(z, x), _mm256_andnot_si256(z, y)));
+#endif
+        return;
+    }
+#endif
+    for (int g = 0; g < groups; g++) out[g] = (c[g] & a[g]) | (~c[g] & b[g]);
+}
+
+/* out = ~c & a */
+FOREST_INLINE void FOREST_NAME(select_not)(uint64_t *out, const uint64_t *c, const uint64_t *a,
+                                           const ptrdiff_t groups) {
+#if FOREST_LEVEL == 2
+    if (groups == 8) {
+        _mm512_store_si512(out, _mm512_andnot_si512(_mm512_load_si512(c), _mm512_load_si512(a)));
+        return;
+    }
+#endif
+    for (int g = 0; g < groups; g++) out[g] = ~c[g] & a[g];
+}
+
+FOREST_INLINE void FOREST_NAME(fill)(uint64_t *mask, int left, const ptrdiff_t groups) {
+    for (int g = 0; g < groups; g++) mask[g] = -(uint64_t)left;
+}
+
+/* less[d]: the rows whose digit to the base sixteen, given as four planes, is less than d. */
+FOREST_INLINE void FOREST_NAME(digits_below)(const uint64_t planes[4][FOREST_MAX_GROUPS],
+                                             uint64_t less[17][FOREST_MAX_GROUPS], const ptrdiff_t groups) {
+    FOREST_NAME(fill)(less[0], 0, groups);
+    FOREST_NAME(fill)(less[16], 1, groups);
+    /* With the bits below `bit` done, less[0] … less[bit - 1] hold for the numbers that they make. */
+    for (int bit = 1, i = 0; bit < 16; bit *= 2, i++)
+        for (int d = bit - 1; d >= 0; d--) {
+            FOREST_NAME(select)(less[bit + d], planes[i], less[d], less[16], groups);
+            FOREST_NAME(select_not)(less[d], planes[i], less[d], groups);
+        }
+}
+
+/* Ranges from 0 or from NaN's bin, as numeric decisions have them, by the two digits of the bins to the base sixteen: a
+ * bin is below an end where its high digit is, or where that is equal and its low digit is below. This takes three loads
+ * and a store for a block, while the mask of a comparison is slow to leave its register. */
+FOREST_INLINE void FOREST_NAME(digit_ranges)(const forest_t *forest, const FOREST_NAME(bytes) * block, uint64_t *masks,
+                                             int64_t start, int64_t end, const ptrdiff_t groups) {
+    _Alignas(64) uint64_t planes[8][FOREST_MAX_GROUPS], missing[FOREST_MAX_GROUPS];
+    _Alignas(64) uint64_t digit[17][FOREST_MAX_GROUPS], equal[17][FOREST_MAX_GROUPS];
+    _Alignas(64) uint64_t less[2][17][FOREST_MAX_GROUPS]; /* without and with NaN */
+    FOREST_NAME(bin_planes)(block, planes, groups);
+    FOREST_NAME(digits_below)(planes, digit, groups);
+    FOREST_NAME(digits_below)(planes + 4, less[0], groups);
+    for (int d = 0; d < 16; d++) FOREST_NAME(select_not)(equal[d], less[0][d], less[0][d + 1], groups);
+    FOREST_NAME(fill)(equal[16], 0, groups);
+    FOREST_NAME(select_not)(missing, digit[15], equal[15], groups);
+    FOREST_NAME(select_not)(equal[15], missing, equal[15], groups); /* below the end 256 only: `less` alone tells */
+    for (int d = 0; d <= 16; d++) FOREST_NAME(select)(less[1][d], missing, less[0][16], less[0][d], groups);
+    for (int64_t r = start; r < end; r++) {
+        const uint8_t low = forest->range_lows[r], width = forest->range_widths[r];
+        uint64_t *out = masks + r * groups;
+        if (low == 0 || low == FOREST_NAN_BIN) {
+            const int below = width + (low == 0);
+            FOREST_NAME(select)(out, equal[below >> 4], digit[below & 15], less[low != 0][below >> 4], groups);
+        } else {
+            for (int g = 0; g < groups; g++) out[g] = FOREST_NAME(in_range)(block[g], low, width);
+        }
+    }
+}
+
 FOREST_INLINE void FOREST_NAME(column_conditions)(const forest_t *forest, const forest_scratch_t *scratch,
                                                   ptrdiff_t column, const ptrdiff_t groups) {
     const uint8_t *bins = scratch->bins + column * 64 * groups;
     uint64_t *ranges = scratch->masks + FOREST_FIRST_CONDITION * groups;
     uint64_t *sets = ranges + forest->ranges * groups;
+    const int64_t start = forest->range_bounds[column], end = forest->range_bounds[column + 1];
     FOREST_NAME(bytes) block[FOREST_MAX_GROUPS];
     for (int g = 0; g < groups; g++) block[g] = FOREST_NAME(load_bytes)(bins + 64 * g);
-    for (int64_t r = forest->range_bounds[column]; r < forest->range_bounds[column + 1]; r++) {
-        /* Read once: the compiler cannot know that masks do not overlap the conditions. */
-        const uint8_t low = forest->range_lows[r], width = forest->range_widths[r];
-        for (int g = 0; g < groups; g++) ranges[r * groups + g] = FOREST_NAME(in_range)(block[g], low, width);
+    if (end - start >= FOREST_MANY_RANGES && (groups > 1 || FOREST_LEVEL == 0)) {
+        FOREST_NAME(digit_ranges)(forest, block, ranges, start, end, groups);
+    } else {
+        for (int64_t r = start; r < end; r++) {
+            /* Read once: the compiler cannot know that masks do not overlap the conditions. */
+            const uint8_t low = forest->range_lows[r], width = forest->range_widths[r];
+            for (int g = 0; g < groups; g++) ranges[r * groups + g] = FOREST_NAME(in_range)(block[g], low, width);
+        }
     }
     for (int64_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++)
         for (int g = 0; g < groups; g++)
@@ -188,10 +297,6 @@ FOREST_TARGET static void FOREST_NAME(conditions)(const forest_t *forest, const 
 #endif
             default: FOREST_NAME(column_conditions)(forest, scratch, columns[i], 1);
         }
-}
-
-FOREST_INLINE void FOREST_NAME(fill)(uint64_t *mask, int left, const ptrdiff_t groups) {
-    for (int g = 0; g < groups; g++) mask[g] = -(uint64_t)left;
 }
 
 FOREST_INLINE void FOREST_NAME(column_constants)(const forest_t *forest, const forest_scratch_t *scratch,
@@ -219,28 +324,61 @@ FOREST_TARGET static void FOREST_NAME(constants)(const forest_t *forest, const f
         }
 }
 
-/* ---- Programs ---- */
-
-/* out = c ? a : b, bit by bit */
-FOREST_INLINE void FOREST_NAME(select)(uint64_t *out, const uint64_t *c, const uint64_t *a, const uint64_t *b,
-                                       const ptrdiff_t groups) {
-#if FOREST_LEVEL == 2
-    if (groups == 8) {
-        _mm512_store_si512(out, _mm512_ternarylogic_epi64(_mm512_load_si512(c), _mm512_load_si512(a),
-                                                          _mm512_load_si512(b), 0xCA));
-        return;
-    }
-#endif
+FOREST_INLINE uint32_t FOREST_NAME(few_range)(const uint8_t *bins, uint8_t low, uint8_t width) {
 #if FOREST_LEVEL >= 1
-    if (groups == 4) {
-        const __m256i x = _mm256_load_si256((const __m256i *)a), y = _mm256_load_si256((const __m256i *)b);
-        const __m256i z = _mm256_load_si256((const __m256i *)c);
-        _mm256_store_si256((__m256i *)out, _mm256_or_si256(_mm256_and_si256(z, x), _mm256_andnot_si256(z, y)));
-        return;
+    const __m256i rows = _mm256_loadu_si256((const __m256i *)bins);
+    return (uint32_t)_mm256_movemask_epi8(FOREST_NAME(in_range32)(rows, low, width));
+#else
+    return (uint8_t)(bins[0] - low) <= width; /* the only row */
+#endif
+}
+
+FOREST_INLINE void FOREST_NAME(few_ranges)(const uint8_t *bins, const uint8_t *lows, const uint8_t *widths,
+                                           int64_t count, uint32_t *masks) {
+    int64_t r = 0;
+#if FOREST_LEVEL == 2
+    /* Two at a time, one in each half of the register. */
+    const __m512i rows = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)bins));
+    const __m512i halves = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi8(1), 1);
+    for (; r + 1 < count; r += 2) {
+        uint16_t low, width;
+        memcpy(&low, lows + r, 2);
+        memcpy(&width, widths + r, 2);
+        const __m512i start = _mm512_shuffle_epi8(_mm512_set1_epi16((short)low), halves);
+        const __m512i size = _mm512_shuffle_epi8(_mm512_set1_epi16((short)width), halves);
+        const uint64_t bits = _mm512_cmple_epu8_mask(_mm512_sub_epi8(rows, start), size);
+        memcpy(masks + r, &bits, 8);
     }
 #endif
-    *out = (*c & *a) | (~*c & *b);
+    for (; r < count; r++) masks[r] = FOREST_NAME(few_range)(bins, lows[r], widths[r]);
 }
+
+FOREST_INLINE uint32_t FOREST_NAME(few_set)(const uint8_t *bins, const uint8_t *set) {
+#if FOREST_LEVEL >= 1
+    const __m256i rows = _mm256_loadu_si256((const __m256i *)bins);
+    return (uint32_t)_mm256_movemask_epi8(FOREST_NAME(in_set32)(rows, set));
+#else
+    return (uint32_t)forest_in_set(set, bins[0]);
+#endif
+}
+
+FOREST_TARGET static void FOREST_NAME(few_conditions)(const forest_t *forest, const forest_scratch_t *scratch) {
+    uint32_t *const masks = (uint32_t *)scratch->masks;
+    masks[0] = 0;
+    masks[1] = ~(uint32_t)0;
+    uint32_t *const ranges = masks + FOREST_FIRST_CONDITION;
+    uint32_t *const sets = ranges + forest->ranges;
+    for (ptrdiff_t column = 0; column < forest->columns; column++) {
+        const uint8_t *bins = scratch->bins + column * 64;
+        const int64_t start = forest->range_bounds[column], end = forest->range_bounds[column + 1];
+        FOREST_NAME(few_ranges)(bins, forest->range_lows + start, forest->range_widths + start, end - start,
+                                ranges + start);
+        for (int64_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++)
+            sets[s] = FOREST_NAME(few_set)(bins, forest->set_bits + s * FOREST_SET_BYTES);
+    }
+}
+
+/* ---- Programs ---- */
 
 FOREST_INLINE void FOREST_NAME(run_piece)(const forest_t *forest, uint64_t *masks, ptrdiff_t piece,
                                           const ptrdiff_t groups) {
@@ -285,38 +423,57 @@ FOREST_INLINE void FOREST_NAME(numbers)(const uint64_t bits[FOREST_PLANES], uint
 /* ---- Sums ---- */
 
 #if FOREST_LEVEL == 2
-/* Adds the values of 64 rows' leaves to eight registers of sums, which hold the rows in the order of `unravel`.
- *
- * Even and odd rows' numbers lie in the low and the high bytes of 16-bit elements, and permutations of 64 such elements
- * look up the four words of their doubles. */
-FOREST_INLINE void FOREST_NAME(add64)(__m512d sums[8], __m512i numbers, const uint16_t *words) {
-    for (int odd = 0; odd < 2; odd++) {
-        const __m512i index = odd ? _mm512_srli_epi16(numbers, 8) : numbers;
-        __m512i word[4];
-        for (int w = 0; w < 4; w++)
-            word[w] = _mm512_permutex2var_epi16(_mm512_load_si512(words + 64 * w), index,
-                                                _mm512_load_si512(words + 64 * w + 32));
-        for (int h = 0; h < 2; h++) {
-            const __m512i low = h ? _mm512_unpackhi_epi16(word[0], word[1]) : _mm512_unpacklo_epi16(word[0], word[1]);
-            const __m512i high = h ? _mm512_unpackhi_epi16(word[2], word[3]) : _mm512_unpacklo_epi16(word[2], word[3]);
-            __m512d *sum = sums + 4 * odd + 2 * h;
-            sum[0] = _mm512_add_pd(sum[0], _mm512_castsi512_pd(_mm512_unpacklo_epi32(low, high)));
-            sum[1] = _mm512_add_pd(sum[1], _mm512_castsi512_pd(_mm512_unpackhi_epi32(low, high)));
-        }
+/* Adds the values of 32 rows' leaves to four registers of sums, which hold the rows in an order that `unravel` tells.
+ * The numbers are the low bytes of 16-bit elements, and permutations of 64 such elements look up the four words of their
+ * doubles. */
+FOREST_INLINE void FOREST_NAME(add32)(__m512d sums[4], __m512i numbers, const uint16_t *words) {
+    __m512i word[4];
+    for (int w = 0; w < 4; w++)
+        word[w] = _mm512_permutex2var_epi16(_mm512_load_si512(words + 64 * w), numbers,
+                                            _mm512_load_si512(words + 64 * w + 32));
+    for (int h = 0; h < 2; h++) {
+        const __m512i low = h ? _mm512_unpackhi_epi16(word[0], word[1]) : _mm512_unpacklo_epi16(word[0], word[1]);
+        const __m512i high = h ? _mm512_unpackhi_epi16(word[2], word[3]) : _mm512_unpacklo_epi16(word[2], word[3]);
+        sums[2 * h] = _mm512_add_pd(sums[2 * h], _mm512_castsi512_pd(_mm512_unpacklo_epi32(low, high)));
+        sums[2 * h + 1] = _mm512_add_pd(sums[2 * h + 1], _mm512_castsi512_pd(_mm512_unpackhi_epi32(low, high)));
     }
 }
 
-/* Sums of a group in the order of add64, whose unpacking works in lanes of 128 bits, to the order of the rows. */
-FOREST_INLINE void FOREST_NAME(unravel)(const double *sums, double *rows) {
-    for (int odd = 0; odd < 2; odd++)
-        for (int quarter = 0; quarter < 4; quarter++)
-            for (int i = 0; i < 8; i++)
-                rows[2 * (8 * (i / 2) + 2 * quarter + i % 2) + odd] = sums[32 * odd + 8 * quarter + i];
+/* The same for 64 rows: even and odd rows' numbers lie in the low and the high bytes of 16-bit elements. */
+FOREST_INLINE void FOREST_NAME(add64)(__m512d sums[8], __m512i numbers, const uint16_t *words) {
+    FOREST_NAME(add32)(sums, numbers, words);
+    FOREST_NAME(add32)(sums + 4, _mm512_srli_epi16(numbers, 8), words);
+}
+
+/* Sums in the order of add32, whose unpacking works in lanes of 128 bits, to the order of the rows, `stride` apart. */
+FOREST_INLINE void FOREST_NAME(unravel_half)(const double *sums, double *rows, int stride) {
+    for (int quarter = 0; quarter < 4; quarter++)
+        for (int i = 0; i < 8; i++) rows[stride * (8 * (i / 2) + 2 * quarter + i % 2)] = sums[8 * quarter + i];
+}
+
+FOREST_INLINE void FOREST_NAME(unravel)(const double *sums, double *rows, const int few) {
+    FOREST_NAME(unravel_half)(sums, rows, few ? 1 : 2);
+    if (!few) FOREST_NAME(unravel_half)(sums + 32, rows + 1, 2);
+}
+
+FOREST_INLINE void FOREST_NAME(add_few)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t first,
+                                        ptrdiff_t count) {
+    __m512d sums[4];
+    for (int i = 0; i < 4; i++) sums[i] = _mm512_load_pd(scratch->sums + 8 * i);
+    for (ptrdiff_t t = 0; t < count; t++) {
+        const __m256i numbers = _mm256_load_si256((const __m256i *)(scratch->numbers + t * 64));
+        FOREST_NAME(add32)(sums, _mm512_cvtepu8_epi16(numbers), forest->leaf_words + (first + t) * 4 * FOREST_LEAVES);
+    }
+    for (int i = 0; i < 4; i++) _mm512_store_pd(scratch->sums + 8 * i, sums[i]);
 }
 
 FOREST_INLINE void FOREST_NAME(add_batch)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t first,
-                                          ptrdiff_t count, const ptrdiff_t groups, ptrdiff_t n) {
+                                          ptrdiff_t count, const ptrdiff_t groups, const int few, ptrdiff_t n) {
     (void)n;
+    if (few) {
+        FOREST_NAME(add_few)(forest, scratch, first, count);
+        return;
+    }
     for (int g = 0; g < groups; g++) {
         __m512d sums[8];
         for (int i = 0; i < 8; i++) sums[i] = _mm512_load_pd(scratch->sums + 64 * g + 8 * i);
@@ -380,10 +537,14 @@ FOREST_INLINE void FOREST_NAME(add_batch32)(const forest_t *forest, const forest
     }
 }
 
-FOREST_INLINE void FOREST_NAME(unravel)(const double *sums, double *rows) { memcpy(rows, sums, 64 * sizeof(double)); }
+FOREST_INLINE void FOREST_NAME(unravel)(const double *sums, double *rows, const int few) {
+    (void)few;
+    memcpy(rows, sums, 64 * sizeof(double));
+}
 
 FOREST_INLINE void FOREST_NAME(add_batch)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t first,
-                                          ptrdiff_t count, const ptrdiff_t groups, ptrdiff_t n) {
+                                          ptrdiff_t count, const ptrdiff_t groups, const int few, ptrdiff_t n) {
+    (void)few;
     /* Sixteen rows at a time, so that their sums stay in registers while the pieces pass. */
     for (ptrdiff_t row = 0; row < n; row += 16) {
         double sums[16];
@@ -411,25 +572,79 @@ FOREST_INLINE void FOREST_NAME(number_batch)(const forest_t *forest, const fores
     }
 }
 
+#if FOREST_LEVEL >= 1
+/* out = left or right, byte by byte, as the 32 bits say. */
+FOREST_INLINE void FOREST_NAME(choose)(uint8_t *out, uint32_t bits, const uint8_t *left, const uint8_t *right) {
+    const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i powers = _mm256_set1_epi64x((long long)0x8040201008040201ULL);
+    const __m256i l = _mm256_load_si256((const __m256i *)left), r = _mm256_load_si256((const __m256i *)right);
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), spread);
+#if FOREST_LEVEL == 2
+    _mm256_store_si256((__m256i *)out, _mm256_mask_blend_epi8(_mm256_test_epi8_mask(bytes, powers), r, l));
+#else
+    const __m256i goes_left = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, powers), powers);
+    _mm256_store_si256((__m256i *)out, _mm256_blendv_epi8(r, l, goes_left));
+#endif
+}
+
+/* Leaf numbers of a bundle, one byte a row: every node takes its left or its right child's, the last node first. Not
+ * inlined, so that its constants stay in registers. */
+FOREST_TARGET static __attribute__((noinline)) void FOREST_NAME(number_bundle)(const forest_t *forest,
+                                                                               const forest_scratch_t *scratch,
+                                                                               int64_t bundle) {
+    const forest_node_t *const first = forest->nodes + forest->bundle_bounds[bundle];
+    const forest_node_t *node = forest->nodes + forest->bundle_bounds[bundle + 1];
+    const uint32_t *const masks = (const uint32_t *)scratch->masks;
+    uint8_t *const values = scratch->values;
+    uint8_t *out = values + (FOREST_LEAVES + (node - first)) * FOREST_FEW_ROWS;
+#pragma GCC unroll 4
+    while (node > first) {
+        const forest_node_t each = *--node;
+        out -= FOREST_FEW_ROWS;
+        FOREST_NAME(choose)(out, masks[forest_condition(each)], values + forest_left(each),
+                            values + forest_right(each));
+    }
+}
+
+/* The same numbers as number_batch, for at most FOREST_FEW_ROWS rows and from the masks of few_conditions. */
+FOREST_INLINE void FOREST_NAME(number_few)(const forest_t *forest, const forest_scratch_t *scratch, int64_t bundle,
+                                           ptrdiff_t count) {
+    const uint8_t *roots = scratch->values + FOREST_LEAVES * FOREST_FEW_ROWS;
+    for (ptrdiff_t t = 0; t < count; t++) {
+        if (t % FOREST_BUNDLE == 0) FOREST_NAME(number_bundle)(forest, scratch, bundle + t / FOREST_BUNDLE);
+        memcpy(scratch->numbers + t * 64, roots + t % FOREST_BUNDLE * FOREST_FEW_ROWS, FOREST_FEW_ROWS);
+    }
+}
+#endif
+
+/* `few`: the masks are those of few_conditions, and there is one group. */
 FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const forest_scratch_t *scratch,
-                                              const ptrdiff_t groups, ptrdiff_t n, const int single, double *out) {
+                                              const ptrdiff_t groups, const int few, ptrdiff_t n, const int single,
+                                              double *out) {
+    int64_t bundle = 0;
+    for (int leaf = 0; few && leaf < FOREST_LEAVES; leaf++)
+        memset(scratch->values + leaf * FOREST_FEW_ROWS, leaf, FOREST_FEW_ROWS);
     for (ptrdiff_t k = 0; k < forest->outputs; k++) {
         memset(scratch->sums, 0, (size_t)groups * 64 * sizeof(double));
         const ptrdiff_t end = forest->output_bounds[k + 1];
         for (ptrdiff_t first = forest->output_bounds[k]; first < end; first += FOREST_BATCH) {
             const ptrdiff_t count = end - first < FOREST_BATCH ? end - first : FOREST_BATCH;
-            FOREST_NAME(number_batch)(forest, scratch, first, count, groups);
+#if FOREST_LEVEL >= 1
+            if (few) FOREST_NAME(number_few)(forest, scratch, bundle, count);
+#endif
+            if (!few) FOREST_NAME(number_batch)(forest, scratch, first, count, groups);
+            bundle += (count + FOREST_BUNDLE - 1) / FOREST_BUNDLE;
             if (single)
                 FOREST_NAME(add_batch32)(forest, scratch, first, count, groups, n);
             else
-                FOREST_NAME(add_batch)(forest, scratch, first, count, groups, n);
+                FOREST_NAME(add_batch)(forest, scratch, first, count, groups, few, n);
         }
         for (ptrdiff_t start = 0; start < n; start += 64) {
             double rows[64];
             if (single)
                 FOREST_NAME(unravel32)((const float *)scratch->sums + start, rows);
             else
-                FOREST_NAME(unravel)(scratch->sums + start, rows);
+                FOREST_NAME(unravel)(scratch->sums + start, rows, few);
             const ptrdiff_t size = n - start < 64 ? n - start : 64;
             for (ptrdiff_t i = 0; i < size; i++) out[(start + i) * forest->outputs + k] = rows[i];
         }
@@ -440,12 +655,12 @@ FOREST_INLINE void FOREST_NAME(any_margins)(const forest_t *forest, const forest
                                             ptrdiff_t n, const int single, double *out) {
     switch (groups) {
 #if FOREST_LEVEL == 2
-        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, n, single, out); break;
+        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, 0, n, single, out); break;
 #endif
 #if FOREST_LEVEL >= 1
-        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, n, single, out); break;
+        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, 0, n, single, out); break;
 #endif
-        default: FOREST_NAME(block_margins)(forest, scratch, 1, n, single, out);
+        default: FOREST_NAME(block_margins)(forest, scratch, 1, 0, n, single, out);
     }
 }
 
@@ -459,6 +674,16 @@ FOREST_TARGET static void FOREST_NAME(margins32)(const forest_t *forest, const f
     FOREST_NAME(any_margins)(forest, scratch, groups, n, 1, out);
 }
 
+#if FOREST_LEVEL >= 1
+FOREST_TARGET static void FOREST_NAME(few_margins)(const forest_t *forest, const forest_scratch_t *scratch,
+                                                   ptrdiff_t n, int single, double *out) {
+    if (single)
+        FOREST_NAME(block_margins)(forest, scratch, 1, 1, n, 1, out);
+    else
+        FOREST_NAME(block_margins)(forest, scratch, 1, 1, n, 0, out);
+}
+#endif
+
 static const forest_variant_t FOREST_OBJECT(FOREST_VARIANT) = {
     .name = FOREST_STRING(FOREST_VARIANT),
     .bin32 = FOREST_NAME(bin32),
@@ -467,6 +692,10 @@ static const forest_variant_t FOREST_OBJECT(FOREST_VARIANT) = {
     .constants = FOREST_NAME(constants),
     .margins = FOREST_NAME(margins),
     .margins32 = FOREST_NAME(margins32),
+    .few_conditions = FOREST_NAME(few_conditions),
+#if FOREST_LEVEL >= 1
+    .few_margins = FOREST_NAME(few_margins),
+#endif
     .groups = FOREST_GROUPS,
 };
 

@@ -39,7 +39,7 @@ from recserve.loadtest.forest.runners import Job, LocalRunner, Runner, Times, ow
 from recserve.loadtest.results import Measurement
 
 TURN_SECONDS: Final = 0.01
-MIN_ROUNDS: Final = 3
+MIN_ROUNDS: Final = 7
 RATIOS_TO: Final = {"lightgbm": "LightGBM", "lleaves": "lleaves"}
 """Engines whose times are given as multiples of every engine's, with their names in the results.
 

@@ -113,7 +113,7 @@ def steps(results: Sequence[Row]) -> Grid:
 
 
 def _short(value: float) -> str:
-    """A count in full, milliseconds with three digits."""
+    """A count in full, a time with three digits."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -152,14 +152,14 @@ def _making(results: Sequence[Row]) -> Iterator[Grid]:
         "Compilation, seconds",
         ("engine", "trees", "leaves", "by the clock", "of the CPU"),
         [
-            (title(row), *(f"{n:,}" for n in _forest(row)), f"{row['compile_s']:.3g}", f"{row['compile_cpu_s']:.3g}")
+            (title(row), *(f"{n:,}" for n in _forest(row)), _short(row["compile_s"]), _short(row["compile_cpu_s"]))
             for row in compiled
         ],
     )
     skipped = [row for row in results if "skipped" in row]
     if skipped:
-        lines = [(row["name"], *(f"{n:,}" for n in _forest(row)), row["skipped"]) for row in skipped]
-        yield Grid("Left out", ("engine", "trees", "leaves", "because"), lines)
+        lines = [(f"{row['name']}: {row['skipped']}", *(f"{n:,}" for n in _forest(row))) for row in skipped]
+        yield Grid("Left out", ("engine and reason", "trees", "leaves"), lines)
 
 
 def _timed(results: Sequence[Row]) -> list[Row]:
