@@ -299,7 +299,10 @@ def _faiss_family(kind: manifest_pb2.IndexKind.ValueType, factory: Callable[[int
     def build(vectors: Vectors, trainable: NDArray[np.int64], advance: Callable[[int], None]) -> Built:
         name = factory(len(trainable))
         index = _empty_index(name, vectors.shape[1], kind)
-        index.train(np.ascontiguousarray(vectors[spread(trainable, _training(index))]))
+        try:
+            index.train(np.ascontiguousarray(vectors[spread(trainable, _training(index))]))
+        except RuntimeError as error:
+            raise ExportError(f"FAISS cannot train {name!r} on {len(trainable):,} items: {error}") from error
         for start in range(0, len(vectors), _BLOCK):
             block = np.ascontiguousarray(vectors[start : start + _BLOCK])
             index.add(block)

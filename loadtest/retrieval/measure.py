@@ -45,6 +45,8 @@ class Work:
     seed: int
 
 
+TURN, WARM_UP = 25, 5
+"""Calls that an engine makes in turn, and those before that do not count."""
 TUNING, HELD_OUT = 600, 400
 """Queries that engines are tuned on, and others that tell their recall."""
 
@@ -109,22 +111,30 @@ def _timed(
     share: float,
     mask: NDArray[np.uint64] | None,
 ) -> Iterator[Measurement]:
-    """Engines take turns call by call, in an order that changes, so that the machine's moods meet all of them."""
+    """Engines take turns, so that the machine's moods meet all of them.
+
+    A turn is a run of calls, the first of which do not count: what is measured has the caches to itself, as a server
+    that searches one index has, and not what an exact search has left of them.
+    """
     order = np.random.default_rng(work.seed)
     wall: list[list[float]] = [[] for _ in engines]
     processor: list[list[float]] = [[] for _ in engines]
-    for run in range(work.runs + 3):
-        asked = np.ascontiguousarray(queries[(run * batch + np.arange(batch)) % len(queries)])
+    for turn in range(-(-work.runs // TURN)):
         for number in order.permutation(len(engines)):
-            start, began = time.perf_counter_ns(), time.thread_time_ns()
-            engines[number].search(asked, work.k, mask)
-            processor[number].append((time.thread_time_ns() - began) / 1e6)
-            wall[number].append((time.perf_counter_ns() - start) / 1e6)
+            for call in range(-WARM_UP, TURN):
+                first = (turn * TURN + call) * batch
+                asked = np.ascontiguousarray(queries[(first + np.arange(batch)) % len(queries)])
+                start, began = time.perf_counter_ns(), time.thread_time_ns()
+                engines[number].search(asked, work.k, mask)
+                used, passed = time.thread_time_ns() - began, time.perf_counter_ns() - start
+                if call >= 0:
+                    processor[number].append(used / 1e6)
+                    wall[number].append(passed / 1e6)
     size = {"items": work.items, "dim": DIM, "k": work.k, "batch": batch, "filter": share}
-    for engine, recall, times, used in zip(engines, recalls, wall, processor, strict=True):
+    for engine, recall, times, spent in zip(engines, recalls, wall, processor, strict=True):
         yield Measurement(
             name=engine.name,
             params={**size, **engine.described()},
-            milliseconds=times[3:],
-            extra={"recall": round(recall, 4), "cpu_p50_ms": round(float(np.median(used[3:])), 4)},
+            milliseconds=times,
+            extra={"recall": round(recall, 4), "cpu_p50_ms": round(float(np.median(spent)), 4)},
         )

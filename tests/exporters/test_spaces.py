@@ -362,6 +362,10 @@ def test_a_small_catalogue_is_told_to_search_exactly(writer: BundleWriter, kind:
         (lambda: IndexSpec(kind="faiss"), "factory goes with kind 'faiss'"),
         (lambda: IndexSpec(kind="auto", factory="PQ8"), "factory goes with kind 'faiss'"),
         (lambda: IndexSpec(kind="faiss", factory="nonsense", recall_k=10), "FAISS does not know the index 'nonsense'"),
+        (
+            lambda: IndexSpec(kind="faiss", factory="IVF9000,SQ8", recall_k=10),
+            "FAISS cannot train 'IVF9000,SQ8' on 4,000",
+        ),
         (lambda: IndexSpec(kind="faiss", factory="IVF8,Flat", recall_k=10), "IndexIVFFlat, which is not one of codes"),
         (lambda: IndexSpec(kind="faiss", factory="Flat", recall_k=10), "IndexFlat\\w*, which is not one of codes"),
         (lambda: IndexSpec(kind="faiss", factory="HNSW16", recall_k=10), "IndexHNSWFlat, which is not one of codes"),
