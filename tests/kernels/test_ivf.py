@@ -74,10 +74,11 @@ def test_the_kernel_finds_what_the_reference_finds(
     assert_same(found, reference.InvertedLists(**arrays).search(vectors, queries, k, probes, fetch, masks))
 
 
-def test_long_lists_with_many_ties(ivf) -> None:
+@pytest.mark.parametrize("bits", [0x11, 0x01, 0x00])
+def test_long_lists_with_many_ties(ivf, bits: int) -> None:
     """Few different scores: the threshold moves within lists, and ties are broken by row throughout."""
     arrays = made_index(4, 20_000, 3)
-    arrays["codes"] &= 0x11
+    arrays["codes"] &= bits
     vectors, queries = made_vectors(5, 20_000), made_vectors(6, 2)
     mask = bitmap_kernel.pack(np.random.default_rng(7).random(20_000) < 0.4)
     found = ivf.InvertedLists(**arrays).search(vectors, queries, 90, 3, 90, [None, mask])
