@@ -350,9 +350,10 @@ def test_the_reference_needs_its_marks() -> None:
         renew("# Configuration\n")
 
 
-def test_the_documented_file_is_valid(toml_file: TomlFile) -> None:
+def test_the_documented_files_are_valid(toml_file: TomlFile) -> None:
     document = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    [example] = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
-    found = load_settings(file=toml_file(example))
-    assert [bundle.name for bundle in found.bundles] == ["default", "canary"]
-    assert set(tomllib.loads(example)) <= set(Settings.model_fields)
+    whole, *parts = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
+    assert [bundle.name for bundle in load_settings(file=toml_file(whole)).bundles] == ["default", "canary"]
+    assert set(tomllib.loads(whole)) <= set(Settings.model_fields)
+    for part in parts:
+        assert load_settings(file=toml_file(f'{part}\n[[bundles]]\npath = "shop"\n'))
