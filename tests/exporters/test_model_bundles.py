@@ -138,7 +138,7 @@ def test_inspect_verify_and_diff(complete: Any, mixed: Mixed) -> None:
     assert "scikit-learn RandomForestClassifier" in text_of(inspect_bundle(mixed.path))
     verified = text_of(verify_bundle(mixed.path, allow_native_code=True))
     assert "golden requests answered by bitsliced in" in verified
-    assert "XGBoost, 12 trees, 18 features" in text_of(diff_bundles(complete.path, mixed.path))
+    assert "XGBoost, 12 trees, 19 features" in text_of(diff_bundles(complete.path, mixed.path))
     assert replay(open_pipeline(open_bundle(mixed.path)), same_cpu=True)
 
 
@@ -166,11 +166,11 @@ print(open_pipeline(open_bundle(pathlib.Path(sys.argv[1]))).objectives)
         ),
         (
             lambda rows, labels: xgboost.XGBClassifier(n_estimators=2, n_jobs=1).fit(rows[:, 1:], labels),
-            r"ranker 'click': the model was trained on 17 features, features\.json defines 18",
+            r"ranker 'click': the model was trained on 18 features, features\.json defines 19",
         ),
         (
             lambda rows, labels: xgboost.train(
-                {"nthread": 1}, xgboost.DMatrix(rows, labels, feature_names=[f"f{i}" for i in range(18)]), 2
+                {"nthread": 1}, xgboost.DMatrix(rows, labels, feature_names=[f"f{i}" for i in range(19)]), 2
             ),
             "ranker 'click': the model was trained with other features: column 0 is 'f0' there",
         ),

@@ -215,7 +215,7 @@ def test_forests_from_the_command_line(
     assert {"host", "commit", "versions", "results"} < set(content)
     made, skipped, *timed = content["results"]
     assert made["name"] == "recserve, compilation"
-    assert made["compile_cpu_s"] > 0
+    assert made["compile_cpu_s"] >= 0  # a forest so small takes less than is counted
     assert 0 < made["operations"] < made["operations_by_reach"]
     assert skipped["name"] == "onnxruntime"
     assert "pip install 'recserve[bench]'" in skipped["skipped"]

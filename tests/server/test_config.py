@@ -271,6 +271,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, toml_file: TomlFile) -> None
     "environment",
     [
         {"RECSERVE_CPU": "avx2"},
+        {"RECSERVE_RETAIL": "transactions.parquet"},
         {"PATH": "/bin", "RECSERVEX": "1"},
         {"RECSERVE_SERVICE_HOST": "10.0.0.1", "RECSERVE_SERVICE_PORT": "1", "RECSERVE_SERVICE_PORT_GRPC": "1"},
         {
