@@ -97,7 +97,6 @@ def test_sweep_and_saturate(content_of: Callable[..., dict[str, Any]], tmp_path:
     (row,) = content_of("saturate", "--outstanding", 2)["results"]
     assert row["p99_ms"] is None
     assert row["requests_per_s"] > 10
-    assert row["valid"]
 
 
 @pytest.mark.slow
