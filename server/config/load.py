@@ -26,8 +26,8 @@ PREFIX = "RECSERVE_"
 """Environment variables that begin so are settings; `__` stands for the dot of a key."""
 
 NOT_SETTINGS = frozenset({"RECSERVE_CPU", "RECSERVE_RETAIL", "RECSERVE_SANITIZE"})
-"""Variables with the prefix that other parts read: RECSERVE_CPU picks the kernels' variant, RECSERVE_RETAIL names the data
-of the retail example's tests, RECSERVE_SANITIZE is read by the build."""
+"""Variables with the prefix that other parts read: RECSERVE_CPU picks the kernels' variant, RECSERVE_RETAIL names the
+data of the retail example's tests, RECSERVE_SANITIZE is read by the build."""
 
 _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 """Kubernetes describes every Service to its pods: one called "recserve" yields RECSERVE_SERVICE_HOST and the like."""
