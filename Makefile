@@ -4,8 +4,8 @@ PYTHON ?= python3
 EXTRAS ?= dev
 DEMO ?= build/demo
 RETAIL ?= build/retail
-# Has builds of PyTorch without CUDA, a tenth as large; where it cannot be reached, the default index serves.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# The index that PyTorch's installation page names for CPU builds, a tenth as large as those with CUDA; empty: pip's own.
+TORCH_INDEX ?=
 BIN := .venv/bin
 
 # One stamp per set of extras, so that `make run` does not wait for what only tests need.
@@ -81,7 +81,7 @@ $(RUN_READY): $(BUILD_INPUTS) | .venv/bin/python
 	@touch $@
 
 $(RETAIL_READY): $(BUILD_INPUTS) | .venv/bin/python
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --index-url $(TORCH_INDEX) --retries 0 --timeout 10 'torch>=2.6,<3' || true
+	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) 'torch>=2.6$(comma)<3')
 	$(BIN)/pip install --config-settings editable_mode=strict -e ".[cpu,export,torch]"
 	@touch $@
 
