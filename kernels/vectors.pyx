@@ -18,6 +18,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 
 from recserve.kernels._arrays import check_array, check_rows
+from recserve.kernels._cpu import choose_variant
 
 include "_dot.pxi"
 
@@ -35,20 +36,7 @@ cdef struct Heap:
 
 CPU_VARIANTS = tuple(name for name in ("portable", "avx2", "avx512") if dot_variant_named(name.encode()) != NULL)
 
-
-def choose_variant(wanted):
-    """The variant to use; `wanted` is the value of RECSERVE_CPU, or empty for the widest that the CPU has."""
-    if not wanted:
-        return CPU_VARIANTS[len(CPU_VARIANTS) - 1]
-    if wanted not in CPU_VARIANTS:
-        raise RuntimeError(
-            f"RECSERVE_CPU={wanted}: expected one of {', '.join(CPU_VARIANTS)}, which this build and CPU have; "
-            "unset it to let the CPU decide"
-        )
-    return wanted
-
-
-CPU_VARIANT = choose_variant(os.environ.get("RECSERVE_CPU", ""))
+CPU_VARIANT = choose_variant(os.environ.get("RECSERVE_CPU", ""), CPU_VARIANTS)
 cdef dot_function dot = dot_variant_named(CPU_VARIANT.encode())
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from recserve.exporters.forest_decisions import NUMERIC, Nodes, collect_conditions
 from recserve.exporters.forest_program import Tree, compile_tree
 from recserve.kernels import forest as kernel
+from recserve.kernels._cpu import choose_variant
 from recserve.kernels._forest_arrays import FIRST_CONDITION, NAMES
 from recserve.kernels.forest import Forest
 from recserve.kernels.reference.forest import Forest as Reference
@@ -227,7 +228,7 @@ def test_every_variant_gives_the_same_bits(tmp_path: Path, forest: Forest) -> No
 
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(RuntimeError, match="RECSERVE_CPU=avx9000: expected one of portable"):
-        kernel.choose_variant("avx9000")  # type: ignore[attr-defined]
+        choose_variant("avx9000", kernel.CPU_VARIANTS)
 
 
 def test_order_and_company_of_rows_change_nothing(forest: Forest) -> None:
