@@ -16,6 +16,7 @@ from recserve.loadtest.forest.tables import document_grids
 from recserve.loadtest.grids import Grid, markdown_table
 from recserve.loadtest.retrieval.tables import all_grids
 from recserve.loadtest.runs.document import load_grids
+from recserve.server.text import between_marks
 
 LOADS: Final = ("run", "sweep", "capacity", "soak", "saturate")
 GRIDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterable[Grid]]]] = {
@@ -39,11 +40,7 @@ def renew(document: str, results: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ValueError: a mark is missing.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document needs a line {BEGIN} and, after it, a line {END}")
-    return f"{before}{BEGIN}\n{render(results)}\n{END}{after}"
+    return between_marks(document, BEGIN, END, render(results))
 
 
 def _origin(result: Mapping[str, Any]) -> Iterator[str]:

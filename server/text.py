@@ -1,4 +1,4 @@
-"""Texts on their way to a terminal or a log."""
+"""Texts on their way to a terminal, a log or a document."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def pinned_clock(clock: datetime.datetime) -> str:
     """What a pinned clock means, for whoever starts the server."""
     moment = clock.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
     return f"the clock is pinned: requests without a time are answered as of {moment} (server.clock)"
+
+
+def between_marks(document: str, begin: str, end: str, text: str) -> str:
+    """The document with `text` in place of what stands between two marks.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    before, found, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the document needs a line {begin} and, after it, a line {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from recserve.server.text import between_marks
+
 BEGIN: Final = "<!-- results: written by python -m examples.online_retail.figures -->"
 END: Final = "<!-- end of results -->"
 
@@ -34,11 +36,7 @@ def renew(document: str, metrics: Mapping[str, Any]) -> str:
     Raises:
         ValueError: a mark is missing.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document needs a line {BEGIN} and, after it, a line {END}")
-    return f"{before}{BEGIN}\n{render(metrics)}\n{END}{after}"
+    return between_marks(document, BEGIN, END, render(metrics))
 
 
 def _lists(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recserve.server.config.keys import ANY, Key, KeyPath, all_keys
+from recserve.server.text import between_marks
 
 BEGIN = "<!-- keys: written by python -m recserve.server.config.reference -->"
 END = "<!-- end of keys -->"
@@ -27,11 +28,7 @@ def renew(document: str) -> str:
     Raises:
         ValueError: a mark is missing.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document needs a line {BEGIN} and, after it, a line {END}")
-    return f"{before}{BEGIN}\n\n{render()}\n{END}{after}"
+    return between_marks(document, BEGIN, END, f"\n{render()}")
 
 
 def _settings_of(section: Key) -> list[Key]:
