@@ -2,7 +2,7 @@
 
     python tests/sanitize.py [pytest arguments]
 
-By default all of tests/kernels, in every variant of the forests that the CPU has. Needs GCC. The build goes to
+By default all of tests/kernels, in every variant that the CPU has. Needs GCC. The build goes to
 build/sanitize; the first finding stops the run.
 """
 
@@ -52,11 +52,9 @@ def main(arguments: list[str]) -> None:
     loaded, *variants = asked.stdout.split()
     if not Path(loaded).is_relative_to(TARGET):
         raise SystemExit(f"{loaded} was imported instead of the sanitized kernels in {TARGET}")
-    for number, variant in enumerate(variants):
-        # What is not a forest has no variants.
-        tests = arguments or [f"tests/kernels{'/test_forest.py' if number else ''}"]
+    for variant in variants:
         print(f"== {variant}", flush=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or ["tests/kernels"])]
         if subprocess.run(command, cwd=ROOT, env=environment | {"RECSERVE_CPU": variant}, check=False).returncode:
             raise SystemExit(f"the tests fail under the sanitizers with RECSERVE_CPU={variant}; findings are above")
 
