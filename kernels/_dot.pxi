@@ -5,6 +5,10 @@ cdef extern from "dot.h" nogil:
         const float* table, ptrdiff_t dim, const int64_t* rows, ptrdiff_t n, const float* query, float* scores
     ) noexcept
     dot_function dot_variant_named(const char* name)
+    void dot_scattered(
+        dot_function dot, const float* table, ptrdiff_t dim, const int64_t* rows, ptrdiff_t n, const float* query,
+        float* scores
+    )
     void dot_fetch(const float* start, ptrdiff_t n)
     enum:
         DOT_LANES

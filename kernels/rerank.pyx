@@ -4,16 +4,16 @@
                                                   └ for each place
                                                        take the best candidate that every cap admits, else the best
                                                        count it in the caps' windows
-                                                       raise the others' highest similarity to the list
 
-Counts and similarities are updated candidate by candidate with each place taken, never recomputed: a list of k costs
-O(k n (caps + d)) and a place's choice is one pass over what remains.
+A candidate's similarity to the list only rises while the list grows, so its value with the similarity to the list's
+beginning is an upper bound of its value (the lazy evaluation of Minoux, 1978). Only a candidate whose bound is above
+the best value so far is compared with the members that it has not seen; most candidates see the first alone.
 """
 
 import numpy as np
 
 from libc.float cimport DBL_EPSILON, DBL_MIN
-from libc.math cimport exp, exp2
+from libc.math cimport INFINITY, exp, exp2, isfinite
 from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memmove
 
@@ -118,8 +118,7 @@ def select(scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors
     check_array("scores", scores, np.float64, (None,))
     check_array("rows", rows, np.int64, scores.shape)
     check_caps(len(scores), cap_codes, cap_max, cap_window, cap_sliding)
-    if not np.isfinite(scores).all():
-        raise ValueError(f"scores[{int(np.argmin(np.isfinite(scores)))}] is not finite")
+    check_finite(scores)
     if k < 0:
         raise ValueError(f"k: expected at least 0, found {k}")
     if not 0 <= relevance_weight <= 1:
@@ -128,7 +127,7 @@ def select(scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors
         check_array("vectors", vectors, np.float32, (None, None))
         check_rows("rows", rows, len(vectors))
     k = min(int(k), len(scores))
-    order = np.lexsort((rows, -scores))
+    order = best_first(scores, rows)
     if relevance_weight == 1:
         vectors = None  # similarity would be weighed by zero
     if vectors is None and len(cap_max) == 0:
@@ -137,16 +136,42 @@ def select(scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors
     return listing.fill()
 
 
+def best_first(scores, rows):
+    """Positions by score descending, ties by row ascending."""
+    order = np.argsort(-scores)
+    # The order by both keys takes several times as long.
+    return np.lexsort((rows, -scores)) if has_ties(scores, order) else order
+
+
+cdef bint has_ties(const double[::1] scores, const int64_t[::1] order):
+    """Whether neighbours in the order have the same score."""
+    cdef Py_ssize_t i
+    for i in range(1, order.shape[0]):
+        if scores[order[i]] == scores[order[i - 1]]:
+            return True
+    return False
+
+
+cdef check_finite(const double[::1] scores):
+    cdef Py_ssize_t i
+    for i in range(scores.shape[0]):
+        if not isfinite(scores[i]):
+            raise ValueError(f"scores[{i}] is not finite")
+
+
 def check_caps(n, cap_codes, cap_max, cap_window, cap_sliding):
     """Refuse caps that are not described by arrays of one length, or that admit nothing."""
     check_array("cap_max", cap_max, np.int32, (None,))
     check_array("cap_window", cap_window, np.int32, cap_max.shape)
     check_array("cap_sliding", cap_sliding, np.uint8, cap_max.shape)
     check_array("cap_codes", cap_codes, np.int32, (n, len(cap_max)))
-    if (cap_max < 1).any():
-        raise ValueError(f"cap_max: expected at least 1, found {cap_max.min()}")
-    if (cap_window < 0).any():
-        raise ValueError(f"cap_window: expected at least 0, found {cap_window.min()}")
+    cdef const int32_t[::1] most = cap_max, window = cap_window
+    cdef Py_ssize_t cap
+    for cap in range(most.shape[0]):
+        if most[cap] < 1:
+            raise ValueError(f"cap_max: expected at least 1, found {most[cap]}")
+        if window[cap] < 0:
+            raise ValueError(f"cap_window: expected at least 0, found {window[cap]}")
 
 
 cdef class Listing:
@@ -165,10 +190,13 @@ cdef class Listing:
     cdef bint diverse
     cdef double weight
     cdef const float[:, ::1] vectors
-    cdef double[::1] similarity          # per candidate, the highest to a chosen one; 0 while there is none
+    cdef double[::1] similarity          # per candidate, the highest to the members it has seen; 0 while there are none
+    cdef int32_t[::1] seen               # per candidate, how many members of the list, from the first on
+    cdef double lowest                   # no similarity is below it
+    cdef int64_t[::1] chosen_rows        # rows of `chosen`
     cdef int64_t[::1] remaining_rows     # scratch: rows of `remaining`
-    cdef float[::1] padded               # scratch: the vector just chosen, zero-padded as dot.h demands
-    cdef float[::1] products             # scratch: its inner products with those of `remaining`
+    cdef float[::1] padded               # scratch: a vector, zero-padded as dot.h demands
+    cdef float[::1] products             # scratch: its inner products
 
     def __cinit__(self, scores, rows, order, k, caps, vectors, double weight):
         self.scores, self.rows, self.weight = scores, rows, weight
@@ -177,12 +205,14 @@ cdef class Listing:
         self.codes, self.cap_max, self.cap_window, self.cap_sliding = caps
         self.taken = np.zeros(caps[0].shape, np.int32)
         self.similarity = np.zeros(len(scores), np.float64)
+        self.lowest = 0.0
         self.diverse = vectors is not None
         if self.diverse:
             self.vectors = vectors
             self.padded = np.zeros(-(-vectors.shape[1] // DOT_LANES) * DOT_LANES, np.float32)
             self.products = np.empty(len(scores), np.float32)
-            self.remaining_rows = np.empty(len(scores), np.int64)
+            self.seen = np.zeros(len(scores), np.int32)
+            self.chosen_rows, self.remaining_rows = np.empty(k, np.int64), np.empty(len(scores), np.int64)
 
     def fill(self):
         """Choose every place; return the candidates in the order of the list, and whether caps were relaxed."""
@@ -197,7 +227,8 @@ cdef class Listing:
                 self.take(best, place)
                 if self.left > 0:
                     self.count(place)
-                    self.compare(place)
+                    if place == 0 and self.diverse:
+                        self.compare_all()
         return np.asarray(self.chosen), bool(relaxed)
 
     cdef Py_ssize_t best(self, Py_ssize_t place, bint capped) noexcept nogil:
@@ -206,18 +237,29 @@ cdef class Listing:
         Only a strictly higher value displaces an earlier candidate, so ties go by score, then by row.
         """
         cdef Py_ssize_t found = -1, i
-        cdef double highest = 0.0, value
+        cdef int64_t candidate
+        cdef double highest = 0.0
         for i in range(self.left):
-            value = self.value(self.remaining[i])
-            if (found < 0 or value > highest) and (not capped or self.admits(self.remaining[i], place)):
-                found, highest = i, value
-                if not self.diverse:
-                    break  # the rest score less
+            candidate = self.remaining[i]
+            if found >= 0 and self.value_at(candidate, self.lowest) <= highest:
+                break  # the rest score less, and no similarity is lower
+            if found >= 0 and self.value(candidate) <= highest:
+                continue
+            if capped and not self.admits(candidate, place):
+                continue
+            if self.diverse:
+                self.catch_up(candidate, place)
+            if found < 0 or self.value(candidate) > highest:
+                found, highest = i, self.value(candidate)
         return found
 
     cdef inline double value(self, int64_t candidate) noexcept nogil:
+        """An upper bound of the candidate's value, and the value once it has seen the whole list."""
+        return self.value_at(candidate, self.similarity[candidate])
+
+    cdef inline double value_at(self, int64_t candidate, double similarity) noexcept nogil:
         """Maximal marginal relevance; the score itself without diversity (weight 1, similarity 0)."""
-        return self.weight * self.scores[candidate] - (1.0 - self.weight) * self.similarity[candidate]
+        return self.weight * self.scores[candidate] - (1.0 - self.weight) * similarity
 
     cdef inline bint admits(self, int64_t candidate, Py_ssize_t place) noexcept nogil:
         """Whether no cap forbids the candidate this place."""
@@ -232,6 +274,8 @@ cdef class Listing:
     cdef void take(self, Py_ssize_t index, Py_ssize_t place) noexcept nogil:
         """Move a candidate from `remaining` to its place."""
         self.chosen[place] = self.remaining[index]
+        if self.diverse:
+            self.chosen_rows[place] = self.rows[self.remaining[index]]
         self.left -= 1
         memmove(&self.remaining[0] + index, &self.remaining[0] + index + 1, (self.left - index) * sizeof(int64_t))
 
@@ -253,18 +297,29 @@ cdef class Listing:
             if self.codes[self.remaining[i], cap] == code:
                 self.taken[self.remaining[i], cap] += by
 
-    cdef void compare(self, Py_ssize_t place) noexcept nogil:
-        """Raise each remaining candidate's similarity to the list by the newest member."""
-        cdef Py_ssize_t i, dim
+    cdef void compare_all(self) noexcept nogil:
+        """Compare every remaining candidate with the list's first member, so that bounds have something to start from."""
+        cdef Py_ssize_t i, dim = self.vectors.shape[1]
         cdef int64_t candidate
-        if not self.diverse:
-            return
-        dim = self.vectors.shape[1]
-        memcpy(&self.padded[0], &self.vectors[0, 0] + self.rows[self.chosen[place]] * dim, dim * sizeof(float))
+        self.lowest = INFINITY
         for i in range(self.left):
             self.remaining_rows[i] = self.rows[self.remaining[i]]
-        dot(&self.vectors[0, 0], dim, &self.remaining_rows[0], self.left, &self.padded[0], &self.products[0])
+        memcpy(&self.padded[0], &self.vectors[0, 0] + self.chosen_rows[0] * dim, dim * sizeof(float))
+        dot_scattered(
+            dot, &self.vectors[0, 0], dim, &self.remaining_rows[0], self.left, &self.padded[0], &self.products[0]
+        )
         for i in range(self.left):
             candidate = self.remaining[i]
-            if place == 0 or self.products[i] > self.similarity[candidate]:
-                self.similarity[candidate] = self.products[i]
+            self.similarity[candidate], self.seen[candidate] = self.products[i], 1
+            self.lowest = min(self.lowest, self.similarity[candidate])
+
+    cdef void catch_up(self, int64_t candidate, Py_ssize_t members) noexcept nogil:
+        """Compare a candidate with those of the list's first `members` that it has not seen; the first it has."""
+        cdef Py_ssize_t i, first = self.seen[candidate], dim = self.vectors.shape[1]
+        if first == members:
+            return
+        memcpy(&self.padded[0], &self.vectors[0, 0] + self.rows[candidate] * dim, dim * sizeof(float))
+        dot(&self.vectors[0, 0], dim, &self.chosen_rows[first], members - first, &self.padded[0], &self.products[0])
+        for i in range(members - first):
+            self.similarity[candidate] = max(self.similarity[candidate], self.products[i])
+        self.seen[candidate] = <int32_t>members

@@ -49,6 +49,25 @@ static inline void dot_fetch(const float *start, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += 16) (void)*(const volatile float *)(start + i);
 }
 
+/* Rows that lie anywhere in a table larger than the caches: those of the next step are fetched while this one is
+ * scored. */
+enum { DOT_STEP = 8, DOT_LINE = 16 };
+
+static inline void dot_prefetch(const float *table, ptrdiff_t dim, const int64_t *rows, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i++)
+        for (ptrdiff_t at = 0; at < dim; at += DOT_LINE) __builtin_prefetch(table + rows[i] * dim + at);
+}
+
+static inline void dot_scattered(dot_function dot, const float *table, ptrdiff_t dim, const int64_t *rows, ptrdiff_t n,
+                                 const float *query, float *scores) {
+    dot_prefetch(table, dim, rows, n < DOT_STEP ? n : DOT_STEP);
+    for (ptrdiff_t start = 0; start < n; start += DOT_STEP) {
+        const ptrdiff_t next = start + DOT_STEP, end = next < n ? next : n;
+        dot_prefetch(table, dim, rows + end, n - end < DOT_STEP ? n - end : DOT_STEP);
+        dot(table, dim, rows + start, end - start, query, scores + start);
+    }
+}
+
 /* The variant of that name, or NULL where this build or this CPU (or its operating system) lacks it. */
 static dot_function dot_variant_named(const char *name) {
     if (strcmp(name, "portable") == 0) return dot_portable;
