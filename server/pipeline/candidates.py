@@ -38,6 +38,8 @@ def union(sources: Sequence[str], proposals: Sequence[Proposal], weights: Sequen
         weights: one per source, >= 0 with a positive sum.
         total: the most candidates wanted.
     """
+    if len(sources) == 1:
+        return _alone(sources[0], proposals[0], total)
     quotas = shares(weights, total)
     chosen = _distinct([each.rows[:quota] for each, quota in zip(proposals, quotas, strict=True)])[:total]
     if chosen.size < total:
@@ -59,6 +61,13 @@ def extend(candidates: Candidates, source: str, proposal: Proposal, total: int) 
         np.concatenate([scores, added.scores], axis=1),
         np.concatenate([ranks, added.ranks], axis=1),
     )
+
+
+def _alone(source: str, proposal: Proposal, total: int) -> Candidates:
+    """The best of one source."""
+    rows, scores = proposal.rows[:total], proposal.scores[:total]
+    ranks = np.arange(1, rows.size + 1, dtype=np.int32)
+    return Candidates(rows, (source,), scores[:, np.newaxis], ranks[:, np.newaxis])
 
 
 def _distinct(parts: Sequence[Rows]) -> Rows:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ from recserve.server.pipeline.similar import Similar
 from recserve.server.pipeline.sources import POPULAR, Proposal, Request, sources_of
 from recserve.server.pipeline.towers import UserTower, open_user_tower
 from recserve.server.pipeline.types import (
+    Cap,
     Degraded,
     Query,
     QueryKind,
@@ -46,6 +48,7 @@ from recserve.server.pipeline.types import (
     Rows,
     StageTimes,
     UserState,
+    no_rows,
 )
 
 Select = Callable[..., tuple[NDArray[np.int64], bool]]
@@ -78,13 +81,17 @@ class Ranked:
     relevance: NDArray[np.float64] | None
 
 
+_NO_CANDIDATES: Final = Candidates.given(no_rows())
+_NO_SCORES: Final = np.empty(0)
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     """One request of a micro-batch and what the stages have made of it."""
 
     request: Request
-    candidates: Candidates = field(default_factory=lambda: Candidates.given(np.empty(0, np.int64)))
-    scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    candidates: Candidates = _NO_CANDIDATES
+    scores: NDArray[np.float64] = field(default_factory=lambda: _NO_SCORES)
     relevance: NDArray[np.float64] | None = None
     times: StageTimes = field(default_factory=StageTimes)
     outcome: Result | Exception | None = None
@@ -230,7 +237,7 @@ class Pipeline:
     def _embed(self, jobs: Sequence[_Job]) -> None:
         """Give every request its user's vector in the spaces that its sources and features need."""
         for name, space in self.bundle.spaces.items():
-            wanting = [job.request for job in jobs if self._needs(job.query, name)]
+            wanting = [job.request for job in jobs if self._needs(job.request, name)]
             known = [request for request in wanting if request.subject.known]
             if name in self.engines.towers and known:
                 vectors = self.engines.towers[name].embed(**tower_users([request.subject for request in known]))
@@ -240,11 +247,10 @@ class Pipeline:
                 if name not in request.subject.vectors:
                     _set_vector(request, space)
 
-    def _needs(self, query: Query, space: str) -> bool:
-        if query.kind is QueryKind.SIMILAR:
+    def _needs(self, request: Request, space: str) -> bool:
+        if request.query.kind is QueryKind.SIMILAR:
             return False
-        asked = any(quota.source == space and quota.weight > 0 for quota in query.quotas)
-        return asked or (bool(self.objectives) and space in self.bundle.schema.spaces)
+        return space in request.weights or (bool(self.objectives) and space in self.bundle.schema.spaces)
 
     # ------------------------------------------------------------------------------------------------- retrieve
 
@@ -270,7 +276,7 @@ class Pipeline:
         """
         proposals: list[dict[str, Proposal]] = [{} for _ in jobs]
         for name, source in self._sources.items():
-            asking = [index for index, job in enumerate(jobs) if name in _asked(job.query)]
+            asking = [index for index, job in enumerate(jobs) if name in job.request.weights]
             for k in {jobs[index].query.pool for index in asking}:
                 group = [index for index in asking if jobs[index].query.pool == k]
                 found = source.propose([jobs[index].request for index in group], k)
@@ -280,7 +286,7 @@ class Pipeline:
 
     def _merge(self, job: _Job, proposals: Mapping[str, Proposal]) -> Candidates:
         """The union by quotas; popular items stand in where the sources together know too few."""
-        query, weights = job.query, _asked(job.query)
+        query, weights = job.query, job.request.weights
         names = list(weights)
         merged = union(names, [proposals[name] for name in names], list(weights.values()), query.pool)
         if merged.rows.size < query.count and POPULAR not in weights:
@@ -363,7 +369,9 @@ class Pipeline:
             count: places to fill; fewer come back only where n is smaller.
             options: caps and diversity.
         """
-        codes = [self._cap_codes(cap.attribute)[rows] for cap in options.caps]
+        codes = np.empty((rows.size, len(options.caps)), np.int32)
+        for column, cap in enumerate(options.caps):
+            codes[:, column] = self._cap_codes(cap.attribute)[rows]
         vectors = None
         if options.mmr_weight is not None:
             vectors = self.bundle.spaces[options.diversity_space or self.similarity_spaces[0]].vectors
@@ -371,10 +379,8 @@ class Pipeline:
             scores,
             rows,
             count,
-            np.ascontiguousarray(np.stack(codes, axis=1)) if codes else np.empty((rows.size, 0), np.int32),
-            np.array([cap.max for cap in options.caps], np.int32),
-            np.array([cap.window for cap in options.caps], np.int32),
-            np.array([cap.sliding for cap in options.caps], np.uint8),
+            codes,
+            *_cap_arrays(options.caps),
             vectors,
             1.0 if options.mmr_weight is None else options.mmr_weight,
         )
@@ -465,9 +471,14 @@ def _rows_by_category(catalogue: Catalogue) -> RowsByCode | None:
     return RowsByCode(column.codes, len(column.vocabulary), catalogue.popular_rows)
 
 
-def _asked(query: Query) -> dict[str, float]:
-    """Weights by source; a weight of 0 is the same as not asking."""
-    return {quota.source: quota.weight for quota in query.quotas if quota.weight > 0}
+@lru_cache
+def _cap_arrays(caps: tuple[Cap, ...]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint8]]:
+    """Maxima, windows, and whether they slide: as `select` takes them. Placements share few lists of caps."""
+    return (
+        np.array([cap.max for cap in caps], np.int32),
+        np.array([cap.window for cap in caps], np.int32),
+        np.array([cap.sliding for cap in caps], np.uint8),
+    )
 
 
 def _timed(stage: Callable[[Sequence[_Job]], None], jobs: Sequence[_Job], name: str) -> None:

@@ -16,7 +16,7 @@ what stands for values that can be missing. Times become days before the request
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.bundle.v1 import manifest_pb2
-from recserve.kernels.features import MISSING_CODE, MISSING_TIME, ColumnLayout, ColumnValues
+from recserve.kernels.features import MISSING_CODE, MISSING_TIME, ColumnLayout, ColumnType, ColumnValues
 from recserve.server.bundle.checks import first_bad_vector
 from recserve.server.bundle.columns import (
     CategoryColumn,
@@ -104,7 +104,7 @@ def user_feed(
     feed: Feed = {}
     for spec in tower.inputs:
         if spec.kind == manifest_pb2.COLUMNS:
-            feed[spec.name] = _fill_columns(spec, [_user_values(name, layout, users) for name in spec.columns])
+            feed[spec.name] = _fill_columns(spec, users.time_us.size, _user_columns(spec.columns, layout, users))
         else:
             feed[spec.name] = _fill_recent(spec, columns, users)
     return feed
@@ -118,17 +118,27 @@ def item_feed(tower: manifest_pb2.Tower, columns: Mapping[str, Column], rows: ND
         columns: item columns by name.
         rows: int64 [R].
     """
-    no_time = np.zeros(rows.shape, np.int64)  # input_problems refuses times: an item's vector has no request
+    each = rows[:, np.newaxis]
+    no_time = np.zeros(each.shape, np.int64)  # input_problems refuses times: an item's vector has no request
     return {
-        spec.name: _fill_columns(spec, [_item_values(columns[name], rows, no_time) for name in spec.columns])
+        spec.name: _fill_columns(
+            spec,
+            rows.size,
+            (([at], _item_values(columns[name], each, no_time)) for at, name in enumerate(spec.columns)),
+        )
         for spec in tower.inputs
     }
 
 
-def _fill_columns(spec: manifest_pb2.TowerInput, values: Sequence[_Values]) -> NDArray[np.generic]:
-    filled = _empty(spec, (len(values[0].values), len(values)))
-    for column, each in enumerate(values):
-        _write(spec, filled[:, column], each)
+def _fill_columns(
+    spec: manifest_pb2.TowerInput, rows: int, parts: Iterable[tuple[list[int], _Values]]
+) -> NDArray[np.generic]:
+    """The columns of an input, some at a time: where they stand in it, and their values, [rows, places]."""
+    filled = _empty(spec, (rows, len(spec.columns)))
+    for places, values in parts:
+        part = _empty(spec, (rows, len(places)))
+        _write(spec, part, values)
+        filled[:, places] = part
     return filled if spec.rank == 2 else filled[:, 0]
 
 
@@ -167,15 +177,22 @@ def _recent_values(
     return _Values(rows, np.ones(rows.shape, np.bool_), "row")
 
 
-def _user_values(name: str, layout: ColumnLayout, users: TowerUsers) -> _Values:
-    kind, index = layout[name]
+def _user_columns(names: Sequence[str], layout: ColumnLayout, users: TowerUsers) -> Iterator[tuple[list[int], _Values]]:
+    """User columns by type, all of one type together: where they stand among `names`, and their values."""
+    found = [layout[name] for name in names]
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        places = [place for place, (each, _) in enumerate(found) if each == kind]
+        yield places, _user_values(kind, [found[place][1] for place in places], users)
+
+
+def _user_values(kind: ColumnType, columns: list[int], users: TowerUsers) -> _Values:
     if kind == "number":
-        return _numbers(users.user.numbers[:, index])
+        return _numbers(users.user.numbers[:, columns])
     if kind == "category":
-        return _codes(users.user.codes[:, index])
+        return _codes(users.user.codes[:, columns])
     if kind == "time":
-        return _days(users.user.times[:, index], users.time_us)
-    raise TypeError(f"user column {name!r} of type {kind} is no input of a tower")
+        return _days(users.user.times[:, columns], users.time_us[:, np.newaxis])
+    raise TypeError(f"user columns of type {kind} are no input of a tower")
 
 
 def _item_values(column: Column, rows: NDArray[np.int64], times: NDArray[np.int64]) -> _Values:

@@ -28,6 +28,11 @@ class Request:
     filters: Filters
 
     @cached_property
+    def weights(self) -> dict[str, float]:
+        """By source, of those that are asked; a weight of 0 is the same as not asking."""
+        return {quota.source: quota.weight for quota in self.query.quotas if quota.weight > 0}
+
+    @cached_property
     def mask(self) -> Mask | None:
         """The request's filter over all items, None where all pass; made when the first source needs it."""
         return self.filters.mask(self.query.filter, self.subject, self.state)
