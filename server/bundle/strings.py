@@ -104,7 +104,8 @@ class StringTable:
             IndexError: a row is negative or beyond the table.
         """
         self._check_rows(rows)
-        return [self._string(row) for row in rows.tolist()]
+        starts, stops = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
+        return [str(self._bytes[start:stop], "utf-8") for start, stop in zip(starts, stops, strict=True)]
 
     def keys(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """The key of each row.
@@ -120,7 +121,7 @@ class StringTable:
         return str(self._bytes[start:stop], "utf-8")
 
     def _check_rows(self, rows: NDArray[np.int64]) -> None:
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+        if len(rows) and rows.view(np.uint64).max() >= len(self):  # as unsigned, a negative row is beyond every table
             raise IndexError(f"rows must be 0 to {len(self) - 1}, found {rows.min()} to {rows.max()}")
 
     def check(self, stem: str, *, block: int = checks.BLOCK) -> None:

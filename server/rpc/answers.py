@@ -74,13 +74,16 @@ def _add_items(response: Response, job: Job, result: Result) -> None:
     rows, scores = result.rows.tolist(), result.scores.tolist()
     relevance = None if result.relevance is None else result.relevance.tolist()
     source_scores, source_ranks = result.source_scores.tolist(), result.source_ranks.tolist()
+    # Assigned one by one: keyword arguments of messages take several times as long.
     for place, item_id in enumerate(catalogue.ids_of_rows(result.rows)):
-        item = response.items.add(item_id=item_id, rank=place + 1, score=scores[place])
+        item = response.items.add()
+        item.item_id, item.rank, item.score = item_id, place + 1, scores[place]
         if relevance is not None:
             item.relevance = relevance[place]
         for name, score, rank in zip(result.sources, source_scores[place], source_ranks[place], strict=True):
             if rank > 0:
-                item.sources.add(name=name, score=score, rank=rank)
+                source = item.sources.add()
+                source.name, source.score, source.rank = name, score, rank
         for reason in result.reasons[place] if result.reasons else ():
             item.reasons.add(code=reason.code, parameters=reason.parameters)
         for name, column in columns:

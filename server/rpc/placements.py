@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
-from recserve.server.bundle.columns import CategoryColumn
+from recserve.kernels.features import ColumnValues
+from recserve.server.bundle.columns import CategoryColumn, Vocabulary
+from recserve.server.bundle.reader import Bundle
 from recserve.server.config import PlacementSettings, Settings, SimilarSettings
 from recserve.server.pipeline.errors import Violation
 from recserve.server.pipeline.filters import PURCHASE_EVENT
@@ -19,6 +21,20 @@ if TYPE_CHECKING:
     from recserve.server.pipeline.pipeline import Pipeline
 
 
+_CONTEXT_FIELDS: Final = ("device", "country", "language", "placement")
+"""Fields of Context that fill the context column of the same name, where the schema has one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ContextColumns:
+    """How one bundle's context columns are filled."""
+
+    missing: ColumnValues
+    """One row in which all are missing."""
+    fields: tuple[tuple[str, int, Vocabulary], ...]
+    """Fields of Context, each with its column among the codes and the vocabulary of that column."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Placement:
     """Defaults of one placement in terms of one bundle."""
@@ -27,6 +43,7 @@ class Placement:
     quotas: tuple[Quota, ...]
     rerank: RerankOptions
     in_stock: bool
+    context: ContextColumns
     problems: tuple[Violation, ...]
     """Settings that the bundle cannot serve, by their path in the configuration."""
 
@@ -88,8 +105,19 @@ def _resolve(name: str, settings: PlacementSettings, pipeline: Pipeline) -> Plac
         ),
         # True by default, so it cannot be a demand: a catalogue that does not know its stock is not filtered.
         in_stock=settings.in_stock and pipeline.bundle.catalogue.role("in_stock") is not None,
+        context=_context_columns(pipeline.bundle),
         problems=tuple(_problems(f"placements.{name}", settings, pipeline)),
     )
+
+
+def _context_columns(bundle: Bundle) -> ContextColumns:
+    layout = bundle.schema.context_layout
+    fields = [
+        (column.name, layout[column.name][1], bundle.vocabularies[column.vocabulary])
+        for column in layout.codes
+        if column.name in _CONTEXT_FIELDS
+    ]
+    return ContextColumns(ColumnValues.missing(layout, 1), tuple(fields))
 
 
 def _problems(path: str, settings: PlacementSettings, pipeline: Pipeline) -> Iterator[Violation]:

@@ -7,6 +7,7 @@ reported as lacking, with what to export or leave out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,9 +31,6 @@ Override = float | int | tuple[int, ...]
 _KIND_OF_TYPE = {"number": "number", "time": "number", "category": "category", "categories": "categories"}
 """By column type, the kind of FeatureValue that overrides it; a time is a number of seconds since 1970 UTC."""
 
-_CONTEXT_FIELDS = ("device", "country", "language", "placement")
-"""Fields of Context that fill the context column of the same name, where the schema has one."""
-
 
 class Resolver:
     """Resolves one request.
@@ -54,14 +52,15 @@ class Resolver:
 
     def context(self, context: pb.Context) -> ColumnValues:
         """One row of the schema's context columns: the fields of Context by name, then the overrides."""
+        base = self._placement.context
+        codes = base.missing.codes.copy()
+        for name, column, vocabulary_of in base.fields:
+            text = getattr(context, name)
+            # A value that the models have not seen is missing to them.
+            codes[0, column] = vocabulary_of.code(text.upper() if name == "country" else text)
+        filled = replace(base.missing, codes=codes)
         layout = self._bundle.schema.context_layout
-        values: dict[str, Override] = {}
-        for name in _CONTEXT_FIELDS:
-            if name in layout and layout[name][0] == "category":
-                text = getattr(context, name)
-                values[name] = self._code(layout, name, text.upper() if name == "country" else text)
-        values.update(self._overrides(layout, context.features))
-        return ColumnValues.missing(layout, 1).with_overrides(layout, values)
+        return filled.with_overrides(layout, self._overrides(layout, context.features))
 
     def user_overrides(self, context: pb.Context) -> dict[str, Override]:
         """Overrides of the schema's user columns."""
@@ -123,11 +122,6 @@ class Resolver:
                 )
                 self._problems.reject(field, description)
         return codes
-
-    def _code(self, layout: ColumnLayout, name: str, value: str) -> int:
-        """A value that the models have not seen is missing to them."""
-        column = next(each for each in layout.columns if each.name == name)
-        return self._bundle.vocabularies[column.vocabulary].code(value)
 
     # -------------------------------------------------------------------------------------------- items
 
@@ -300,12 +294,14 @@ class Resolver:
 
     def quotas(self, sources: Sequence[pb.SourceQuota]) -> tuple[Quota, ...]:
         """The request's sources, or else the placement's."""
+        if not sources:
+            return self._placement.quotas
         known = self._pipeline.sources
         defined = vocabulary.SOURCES | set(self._bundle.spaces)
         for index, source in enumerate(sources):
             if source.name not in known:
                 self._unknown_name(f"sources[{index}].name", "source", source.name, known, defined)
-        return tuple(Quota(source.name, source.weight) for source in sources) or self._placement.quotas
+        return tuple(Quota(source.name, source.weight) for source in sources)
 
     def _unknown_name(self, field: str, what: str, name: str, known: Sequence[str], defined: Iterable[str]) -> None:
         offers = f"it offers: {listed(known)}"

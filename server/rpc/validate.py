@@ -19,8 +19,8 @@ def check_recommend(request: pb.RecommendRequest, problems: Problems) -> None:
     """Everything of a RecommendRequest."""
     _check_user(request.user_id, problems)
     _check_count(request, limits.MAX_COUNT, problems)
-    _check_filter(request.filter, problems)
-    _check_rerank(request.rerank, problems)
+    _check_filter(request, problems)
+    _check_rerank(request, problems)
     _check_quotas(request.sources, problems)
     _check_common(request, problems)
 
@@ -35,7 +35,7 @@ def check_similar(request: pb.SimilarItemsRequest, problems: Problems) -> None:
                 problems.reject("user_id", f"required by filter.{name}")
     _check_ids("item_ids", request.item_ids, limits.MAX_SEEDS, problems, at_least=1)
     _check_count(request, limits.MAX_COUNT, problems)
-    _check_filter(request.filter, problems)
+    _check_filter(request, problems)
     if request.HasField("alpha"):
         _check_range("alpha", request.alpha, 0.0, 1.0, problems)
     _check_common(request, problems)
@@ -47,8 +47,8 @@ def check_rank(request: pb.RankItemsRequest, problems: Problems) -> None:
     if _check_ids("item_ids", request.item_ids, limits.MAX_RANKED, problems, at_least=1):
         _check_distinct("item_ids", request.item_ids, problems)
     _check_count(request, limits.MAX_RANKED, problems)
-    _check_filter(request.filter, problems)
-    _check_rerank(request.rerank, problems)
+    _check_filter(request, problems)
+    _check_rerank(request, problems)
     _check_common(request, problems)
 
 
@@ -68,7 +68,8 @@ def _check_common(
     _check_text("request_id", request.request_id, problems)
     _check_text("bundle", request.bundle, problems)
     _check_names("fields", request.fields, problems)
-    _check_context(request.context, problems)
+    if request.HasField("context"):
+        _check_context(request.context, problems)
 
 
 def _check_user(user_id: str, problems: Problems) -> None:
@@ -112,8 +113,7 @@ def _check_distinct(field: str, names: Collection[str], problems: Problems) -> N
 
 
 def _check_text(field: str, text: str, problems: Problems) -> None:
-    size = len(text.encode())
-    if size > limits.TEXT_BYTES:
+    if len(text) * 4 > limits.TEXT_BYTES and (size := len(text.encode())) > limits.TEXT_BYTES:  # 4: the most in UTF-8
         problems.reject(field, f"must have at most {limits.TEXT_BYTES} bytes, but has {size}")
 
 
@@ -184,7 +184,12 @@ def _check_feature(field: str, value: pb.FeatureValue, problems: Problems) -> No
             problems.reject(field, "has no value: set number, category or categories, or leave the feature out")
 
 
-def _check_filter(wanted: pb.Filter, problems: Problems) -> None:
+def _check_filter(
+    request: pb.RecommendRequest | pb.SimilarItemsRequest | pb.RankItemsRequest, problems: Problems
+) -> None:
+    if not request.HasField("filter"):
+        return
+    wanted = request.filter
     _check_ids("filter.exclude_item_ids", wanted.exclude_item_ids, limits.MAX_EXCLUDED_ITEMS, problems)
     for name in ("include_categories", "exclude_categories", "exclude_flags"):
         _check_names(f"filter.{name}", getattr(wanted, name), problems)
@@ -197,7 +202,10 @@ def _check_filter(wanted: pb.Filter, problems: Problems) -> None:
         problems.reject("filter.price_min", description)
 
 
-def _check_rerank(rerank: pb.Rerank, problems: Problems) -> None:
+def _check_rerank(request: pb.RecommendRequest | pb.RankItemsRequest, problems: Problems) -> None:
+    if not request.HasField("rerank"):
+        return
+    rerank = request.rerank
     caps = rerank.caps.caps
     if _sized("rerank.caps.caps", len(caps), "caps", limits.MAX_CAPS, problems):
         for index, cap in enumerate(caps):
@@ -231,11 +239,10 @@ def _check_objective_weights(weights: Mapping[str, float], problems: Problems) -
 
 
 def _check_quotas(quotas: Sequence[pb.SourceQuota], problems: Problems) -> None:
-    if not _sized("sources", len(quotas), "sources", limits.MAX_SOURCES, problems):
+    if not quotas or not _sized("sources", len(quotas), "sources", limits.MAX_SOURCES, problems):
         return
     for index, quota in enumerate(quotas):
         _check_text(f"sources[{index}].name", quota.name, problems)
     _check_distinct("sources", [quota.name for quota in quotas], problems)
-    if quotas:
-        weights = [(f"sources[{index}].weight", quota.weight) for index, quota in enumerate(quotas)]
-        _check_weights("sources", weights, problems)
+    weights = [(f"sources[{index}].weight", quota.weight) for index, quota in enumerate(quotas)]
+    _check_weights("sources", weights, problems)
