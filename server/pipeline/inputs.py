@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -52,7 +52,15 @@ class RankingInputs:
         """
         return assemble(schema, self.subjects, self.candidates, self.dims)
 
-    def request_batch(self, schema: FeatureSchema) -> FeatureBatch:
-        """The input of a program for features that do not depend on the candidate: one stand-in for each request."""
-        anyone = Candidates.given(np.zeros(1, np.int64))
-        return assemble(schema, self.subjects, [anyone] * len(self.subjects), self.dims)
+
+def per_request(batch: FeatureBatch) -> FeatureBatch:
+    """The same requests with one stand-in for their candidates: for features that do not depend on the candidate."""
+    requests = batch.time_us.size
+    nothing = np.empty((requests, 0), np.float32)
+    return replace(
+        batch,
+        offsets=np.arange(requests + 1),
+        rows=np.zeros(requests, np.int64),
+        source_scores=nothing,
+        source_ranks=nothing,
+    )

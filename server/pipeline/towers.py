@@ -16,7 +16,7 @@ what stands for values that can be missing. Times become days before the request
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -101,13 +101,53 @@ def user_feed(
         columns: item columns by name.
         users: R of them.
     """
-    feed: Feed = {}
-    for spec in tower.inputs:
-        if spec.kind == manifest_pb2.COLUMNS:
-            feed[spec.name] = _fill_columns(spec, users.time_us.size, _user_columns(spec.columns, layout, users))
-        else:
-            feed[spec.name] = _fill_recent(spec, columns, users)
-    return feed
+    return UserFeed(tower, layout, columns).fill(users)
+
+
+class UserFeed:
+    """Fills the inputs of a user tower. What does not depend on the users is looked up once.
+
+    Args:
+        tower: whose inputs `input_problems` has found nothing wrong with.
+        layout: of the user columns.
+        columns: item columns by name.
+    """
+
+    def __init__(self, tower: manifest_pb2.Tower, layout: ColumnLayout, columns: Mapping[str, Column]) -> None:
+        self._columns = columns
+        self._inputs = [
+            (spec, _by_type(spec.columns, layout) if spec.kind == manifest_pb2.COLUMNS else ()) for spec in tower.inputs
+        ]
+
+    def fill(self, users: TowerUsers) -> Feed:
+        """The inputs of R users."""
+        feed: Feed = {}
+        for spec, groups in self._inputs:
+            if groups:
+                parts = ((each.places, _user_values(each.type, each.columns, users)) for each in groups)
+                feed[spec.name] = _fill_columns(spec, users.time_us.size, parts)
+            else:
+                feed[spec.name] = _fill_recent(spec, self._columns, users)
+        return feed
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The columns of one type among those of an input: where they stand there, and in `ColumnValues`."""
+
+    type: ColumnType
+    places: list[int]
+    columns: list[int]
+
+
+def _by_type(names: Sequence[str], layout: ColumnLayout) -> Sequence[_Group]:
+    groups: dict[ColumnType, _Group] = {}
+    for place, name in enumerate(names):
+        kind, column = layout[name]
+        group = groups.setdefault(kind, _Group(kind, [], []))
+        group.places.append(place)
+        group.columns.append(column)
+    return tuple(groups.values())
 
 
 def item_feed(tower: manifest_pb2.Tower, columns: Mapping[str, Column], rows: NDArray[np.int64]) -> Feed:
@@ -175,14 +215,6 @@ def _recent_values(
     if spec.columns:
         return _item_values(columns[spec.columns[0]], rows, times)
     return _Values(rows, np.ones(rows.shape, np.bool_), "row")
-
-
-def _user_columns(names: Sequence[str], layout: ColumnLayout, users: TowerUsers) -> Iterator[tuple[list[int], _Values]]:
-    """User columns by type, all of one type together: where they stand among `names`, and their values."""
-    found = [layout[name] for name in names]
-    for kind in dict.fromkeys(kind for kind, _ in found):
-        places = [place for place, (each, _) in enumerate(found) if each == kind]
-        yield places, _user_values(kind, [found[place][1] for place in places], users)
 
 
 def _user_values(kind: ColumnType, columns: list[int], users: TowerUsers) -> _Values:
@@ -442,8 +474,7 @@ class UserTower:
     ) -> None:
         self._session = session
         self._tower = tower
-        self._layout = layout
-        self._columns = columns
+        self._feed = UserFeed(tower, layout, columns)
         self._dim = dim
         self._normalized = normalized
         self._what = f"user tower of space {name!r}"
@@ -485,7 +516,7 @@ class UserTower:
                 vectors[row] = held
         if missing:
             distinct = [rows[0] for rows in missing.values()]
-            fresh = self._run(user_feed(self._tower, self._layout, self._columns, users), distinct)
+            fresh = self._run(self._feed.fill(users), distinct)
             for (key, rows), vector in zip(missing.items(), fresh, strict=True):
                 self._kept.put(key, vector.copy())  # not a view: it would keep the whole batch
                 vectors[rows] = vector
@@ -508,7 +539,8 @@ class UserTower:
         """[len(rows), dim]: the vectors of some rows of a feed."""
         most = SHARED_ROWS if self.shares_runs else 1
         parts = (rows[start : start + most] for start in range(0, len(rows), most))
-        vectors = np.concatenate([self._run_once(feed, part, shared=self.shares_runs) for part in parts])
+        runs = [self._run_once(feed, part, shared=self.shares_runs) for part in parts]
+        vectors = runs[0] if len(runs) == 1 else np.concatenate(runs)
         bad = first_bad_vector(vectors, normalized=self._normalized)
         if bad is not None:
             raise TowerOutputError(f"{self._what}: row {rows[bad[0]]} {bad[1]}")
@@ -532,7 +564,7 @@ class UserTower:
         Args:
             users: `SHARED_ROWS` of them, all different.
         """
-        feed = user_feed(self._tower, self._layout, self._columns, users)
+        feed = self._feed.fill(users)
         rows = range(SHARED_ROWS)
         alone = np.concatenate([self._run_once(feed, [row], shared=True) for row in rows])
         parts = [part for height in range(2, SHARED_ROWS + 1) for part in (rows[:height], rows[-height:])]
