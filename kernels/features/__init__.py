@@ -1,7 +1,8 @@
 """Features: one definition, computed by one program for training and for serving.
 
     features.json ──> FeatureSchema ──lower──> Plan ──> FeatureProgram.compute(items, batch) -> float32 [n, F]
-                      (definition)             (lowering)     └ _program    looks at the arrays, then: no GIL, no allocation
+                      (definition)             (lowering)     └ _program    one call: looks at the arrays, then
+                                                                            runs without GIL and allocation
 
 Whoever trains calls the program for the training matrix, the pipeline calls it for a request's candidates: there is no
 second place where a feature is computed.
