@@ -50,6 +50,18 @@ cdef struct Instruction:
     int32_t parameter
 
 
+cdef enum:
+    BLOCK = 64              # candidates that an instruction goes over at once
+    LINE = 64               # bytes of a cache line
+    BATCH_ARRAYS = 24       # at most, of a FeatureBatch without the users' vectors, and the result
+
+
+cdef struct Arena:
+    # Memory that is given out piece by piece. Without a start it only counts.
+    char *start
+    Py_ssize_t used
+
+
 cdef struct Columns:
     # A ColumnValues.
     const double *numbers
@@ -68,18 +80,27 @@ cdef struct Space:
     const float *users      # [R, dim]; NULL where no feature takes a dot product
     Py_ssize_t dim
     Py_ssize_t depth        # similarities to how many recent items are needed
-    double *similarities    # [depth]: of the current candidate
+    Py_ssize_t recent       # how many of those the current request has
+    double *queries         # [depth + 1, dot64_padded(dim)]: vectors of the recent items, then the user's
+    double *products        # [depth + 1, BLOCK]: of the queries with the current candidates
+
+
+cdef enum:
+    # Entries of a Group; the first two belong to no key of the history.
+    MISSING_KEY             # of candidates without a key, and of all candidates of an unknown user: NaN
+    ABSENT_KEY              # of keys that are not in the history: no events
+    FIRST_KEY
 
 
 cdef struct Group:
-    # One user's history, summed by item or by category: an open-addressing table from key to sums.
+    # One user's history, summed by item or by category: an open-addressing table from key to entry.
     int32_t key             # column of ItemArrays.features, or BY_ITEM
-    int32_t distinct        # how many keys there are
-    int32_t found           # the current candidate's key: its place plus 1, 0: not in the history, -1: missing
-    int32_t *slots          # [capacity]: a key's place plus 1, 0: free
-    int64_t *keys           # [H]
-    double *counts          # [H, selections]
-    int64_t *last_us        # [H, selections]
+    int32_t entries         # FIRST_KEY + how many keys there are
+    int32_t *slots          # [capacity]: a key's entry, 0: free
+    int64_t *keys           # [FIRST_KEY + H]
+    double *counts          # [FIRST_KEY + H, selections]
+    int64_t *last_us        # [FIRST_KEY + H, selections]
+    int32_t *found          # [BLOCK]: the entries of the current candidates
 
 
 cdef struct Frame:
@@ -93,12 +114,14 @@ cdef struct Frame:
     Py_ssize_t selection_count
     Py_ssize_t width                # features
     # The items:
+    Py_ssize_t item_count
     const float *features
     const int64_t *times
     Py_ssize_t feature_width
     Py_ssize_t time_width
     # The batch:
     Py_ssize_t requests
+    Py_ssize_t candidates
     const int64_t *offsets
     const int64_t *rows
     const int64_t *time_us
@@ -129,8 +152,8 @@ cdef struct Frame:
     Py_ssize_t group_count
     Space *spaces
     Py_ssize_t space_count
-    # The current candidate:
-    Py_ssize_t candidate
-    int64_t row
+    # The current candidates, first:first + count:
+    Py_ssize_t first
+    Py_ssize_t count                # at most BLOCK
     # The result, [n, width]:
     float *out

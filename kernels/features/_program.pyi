@@ -47,9 +47,5 @@ def first_bad_list_code(codes: NDArray[np.int32], offsets: NDArray[np.int64], si
 class Kernel:
     def __init__(self, plan: Plan) -> None: ...
     def compute(
-        self,
-        items: ItemArrays,
-        batch: FeatureBatch,
-        vectors: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]],
-        out: NDArray[np.float32],
-    ) -> None: ...
+        self, items: ItemArrays, batch: FeatureBatch, out: NDArray[np.float32] | None
+    ) -> NDArray[np.float32] | None: ...

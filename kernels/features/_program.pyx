@@ -1,79 +1,69 @@
-"""Runs a lowered feature schema over a batch: see FeatureProgram, which checks the arrays that arrive here."""
+"""Runs a lowered feature schema over a batch.
+
+    FeatureProgram.compute ──> Kernel.compute      the arrays are looked at and held (_buffers.pxi, _checks.pxi)
+                                 └─> nogil: run      for each request
+                                       load_*          what its candidates share: numbers, times, history, recent items
+                                       fill            for each block of candidates, instruction by instruction: an
+                                                       instruction goes over a column, a loop that vectorises
+"""
 
 from libc.math cimport M_PI, NAN, cos, log1p, sin
-from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint64_t
+from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 import numpy as np
 
-include "_program.pxi"
+from recserve.kernels.vectors import CPU_VARIANT
 
-cdef enum:
-    LANES = 8               # of an inner product; recserve.kernels.features.operations.DOT_LANES
+include "_program.pxi"
+include "_buffers.pxi"
+include "_checks.pxi"
+
+cdef extern from "dot64.h" nogil:
+    ctypedef void (*dot64_function)(
+        const float *table, ptrdiff_t dim, const int64_t *rows, ptrdiff_t n, ptrdiff_t more, const double *queries,
+        ptrdiff_t count, double *products, ptrdiff_t stride
+    ) noexcept
+    dot64_function dot64_variant_named(const char *name)
+    ptrdiff_t dot64_padded(ptrdiff_t dim)
+    void dot64_widen(const float *vector, ptrdiff_t dim, double *query)
+    void dot64_fetch(const float *row, ptrdiff_t dim)
+
+# A CPU may have AVX2 without fused multiply-add.
+cdef dot64_function dot64 = dot64_variant_named(CPU_VARIANT.encode())
+if dot64 == NULL:
+    dot64 = dot64_variant_named(b"portable")
 
 cdef int64_t HOUR_US = 3_600_000_000
 cdef int64_t DAY_US = 86_400_000_000
 cdef int64_t NO_KEY = -1
 
-ctypedef fused integer:
-    int32_t
-    int64_t
 
+cdef class Items:
+    """An ItemArrays that fits a schema: its features, its times, and its vectors by space."""
 
-def first_outside(const integer[::1] values, int64_t low, int64_t high):
-    """Index of the first value outside [low, high), or -1."""
-    cdef Py_ssize_t i
-    for i in range(values.shape[0]):
-        if values[i] < low or values[i] >= high:
-            return i
-    return -1
-
-
-def first_descent(const int64_t[::1] offsets):
-    """Index of the first offset below its predecessor, or -1."""
-    cdef Py_ssize_t i
-    for i in range(1, offsets.shape[0]):
-        if offsets[i] < offsets[i - 1]:
-            return i
-    return -1
-
-
-def first_bad_code(const int32_t[:, ::1] codes, const int64_t[::1] sizes):
-    """(row, column) of the first code outside [-1, size of its column's vocabulary), or None."""
-    cdef Py_ssize_t r, c
-    for r in range(codes.shape[0]):
-        for c in range(codes.shape[1]):
-            if codes[r, c] < -1 or codes[r, c] >= sizes[c]:
-                return r, c
-    return None
-
-
-def first_bad_list_code(const int32_t[::1] codes, const int64_t[::1] offsets, const int64_t[::1] sizes):
-    """Index of the first list code outside [0, size of its column's vocabulary), or -1.
-
-    Lists go row by row, and by column within one: list l is of column l mod len(sizes). The offsets are trusted.
-    """
-    cdef Py_ssize_t l, i
-    cdef int64_t size
-    for l in range(offsets.shape[0] - 1):
-        size = sizes[l % sizes.shape[0]]
-        for i in range(offsets[l], offsets[l + 1]):
-            if codes[i] < 0 or codes[i] >= size:
-                return i
-    return -1
+    cdef object arrays
+    cdef Buffers buffers
 
 
 cdef class Kernel:
-    """A lowered schema (recserve.kernels.features.lowering.Plan); immutable, shared by threads."""
+    """A lowered schema (recserve.kernels.features.lowering.Plan), shared by threads."""
 
     cdef const Instruction[::1] per_request
     cdef const Instruction[::1] per_candidate
     cdef const int32_t[::1] history_keys
     cdef const int32_t[::1] selections
     cdef const int64_t[::1] depths
-    cdef Py_ssize_t request_numbers
-    cdef Py_ssize_t request_times
     cdef Py_ssize_t width
+    cdef Py_ssize_t item_features
+    cdef Py_ssize_t item_times
+    cdef Py_ssize_t event_types
+    cdef Py_ssize_t sources
+    cdef tuple spaces
+    cdef frozenset dot_spaces
+    cdef ColumnSizes user
+    cdef ColumnSizes context
+    cdef Items last_items       # of the last call: the next one is likely to bring them again
 
     def __init__(self, plan):
         self.per_request = plan.per_request
@@ -81,31 +71,69 @@ cdef class Kernel:
         self.history_keys = plan.history_keys
         self.selections = plan.selections
         self.depths = plan.depths
-        self.request_numbers = plan.request_numbers
-        self.request_times = plan.request_times
         self.width = plan.width
+        self.item_features = plan.item_features
+        self.item_times = plan.item_times
+        self.event_types = plan.event_types
+        self.sources = plan.sources
+        self.spaces = plan.spaces
+        self.dot_spaces = plan.dot_spaces
+        self.user = ColumnSizes(plan.user)
+        self.context = ColumnSizes(plan.context)
 
-    def compute(self, items, batch, list vectors, float[:, ::1] out):
-        """Fill `out` [n, features]. The arrays have been checked; nothing here does it again.
+    def compute(self, items, batch, out):
+        """Fill a matrix [n, features].
 
         Args:
-            items: ItemArrays.
+            items: ItemArrays; once they have been looked at, they are trusted from then on.
             batch: FeatureBatch.
-            vectors: by space: the items' vectors, and the users' or None.
-            out: the result.
+            out: the matrix, or None for a new one.
+
+        Returns:
+            The matrix; None where an array does not fit, in which case `InputChecks` says which one.
         """
+        # Whatever the frame points to lives until the call is over.
         cdef Frame frame
-        # Whatever the frame points to lives until the call is over: the caller holds the arrays, `scratch` the rest.
-        cdef list scratch = []
-        self._point_to_program(&frame)
-        self._point_to_items(&frame, items)
-        self._point_to_batch(&frame, batch)
-        self._make_room(&frame, scratch)
-        self._make_groups(&frame, scratch)
-        self._point_to_spaces(&frame, vectors, scratch)
-        frame.out = &out[0, 0]
+        cdef Items held
+        cdef Buffers buffers = Buffers(BATCH_ARRAYS + len(self.dot_spaces))
+        cdef Room spaces = Room(len(self.spaces) * sizeof(Space))
+        cdef Room groups = Room(self.history_keys.shape[0] * sizeof(Group))
+        frame.spaces = <Space *>spaces.start
+        frame.groups = <Group *>groups.start
+        try:
+            held = self._take_items(items)
+            self._point_to_program(&frame)
+            self._point_to_items(&frame, held)
+            self._take_batch(&frame, buffers, batch)
+            self._take_user_vectors(&frame, buffers, batch)
+            if out is None:
+                out = np.empty((frame.candidates, self.width), np.float32)
+            frame.out = take_result(buffers, out, frame.candidates, self.width)
+        except Misfit:
+            return None
+        cdef Arena arena = Arena(NULL, 0)
+        lay_out(&frame, &arena)
+        cdef Room scratch = Room(arena.used + LINE)
+        arena = Arena(<char *>((<uintptr_t>scratch.start + LINE - 1) // LINE * LINE), 0)
+        lay_out(&frame, &arena)
         with nogil:
             run(&frame)
+        return out
+
+    cdef Items _take_items(self, arrays):
+        cdef Items last = self.last_items, items
+        cdef Py_ssize_t count
+        if last is not None and last.arrays is arrays:
+            return last
+        items = Items()
+        items.arrays = arrays
+        items.buffers = Buffers(2 + len(self.spaces))
+        count = items.buffers.take(arrays.features, FLOAT32, ANY, self.item_features).shape[0]
+        items.buffers.take(arrays.times, INT64, count, self.item_times)
+        for space in self.spaces:
+            items.buffers.take(entry(arrays.vectors, space), FLOAT32, count, ANY)
+        self.last_items = items  # `last` lives until the end of this function: another thread may be about to take it
+        return items
 
     cdef void _point_to_program(self, Frame *f):
         f.per_request = &self.per_request[0]
@@ -116,198 +144,243 @@ cdef class Kernel:
         f.selection_count = self.selections.shape[0]
         f.width = self.width
 
-    cdef _point_to_items(self, Frame *f, items):
-        cdef const float[:, ::1] features = items.features
-        cdef const int64_t[:, ::1] times = items.times
-        f.features = &features[0, 0]
-        f.times = &times[0, 0]
-        f.feature_width = features.shape[1]
-        f.time_width = times.shape[1]
-
-    cdef _point_to_batch(self, Frame *f, batch):
-        cdef const int64_t[::1] offsets = batch.offsets
-        cdef const int64_t[::1] rows = batch.rows
-        cdef const int64_t[::1] time_us = batch.time_us
-        cdef const unsigned char[::1] known = batch.known.view(np.uint8)
-        cdef const int64_t[::1] history_offsets = batch.history_offsets
-        cdef const int64_t[::1] history_rows = batch.history_rows
-        cdef const int32_t[::1] history_events = batch.history_events
-        cdef const double[::1] history_counts = batch.history_counts
-        cdef const int64_t[::1] history_last_us = batch.history_last_us
-        cdef const int64_t[::1] recent_offsets = batch.recent_offsets
-        cdef const int64_t[::1] recent_rows = batch.recent_rows
-        cdef const float[:, ::1] scores = batch.source_scores
-        cdef const float[:, ::1] ranks = batch.source_ranks
-        f.requests = offsets.shape[0] - 1
-        f.offsets = &offsets[0]
-        f.rows = &rows[0]
-        f.time_us = &time_us[0]
-        f.known = &known[0]
-        f.history_offsets = &history_offsets[0]
-        f.history_rows = &history_rows[0]
-        f.history_events = &history_events[0]
-        f.history_counts = &history_counts[0]
-        f.history_last_us = &history_last_us[0]
-        f.recent_offsets = &recent_offsets[0]
-        f.recent_rows = &recent_rows[0]
-        f.scores = &scores[0, 0]
-        f.ranks = &ranks[0, 0]
-        f.source_width = scores.shape[1]
-        point_to_columns(&f.user, batch.user, f.requests)
-        point_to_columns(&f.context, batch.context, f.requests)
-
-    cdef _make_room(self, Frame *f, list scratch):
+    cdef void _point_to_items(self, Frame *f, Items items):
+        cdef Py_buffer *held = items.buffers.held
+        cdef Py_ssize_t s, g
+        f.item_count = held[0].shape[0]
+        f.features = <const float *>held[0].buf
+        f.times = <const int64_t *>held[1].buf
+        f.feature_width = self.item_features
+        f.time_width = self.item_times
+        f.space_count = self.depths.shape[0]
         f.recent_depth = 0
-        for depth in self.depths:
-            f.recent_depth = max(f.recent_depth, depth)
-        f.request_numbers = <double *>room(scratch, self.request_numbers * sizeof(double))
-        f.request_times = <int64_t *>room(scratch, self.request_times * sizeof(int64_t))
-        f.totals = <double *>room(scratch, f.selection_count * sizeof(double))
-        f.recent = <int64_t *>room(scratch, f.recent_depth * sizeof(int64_t))
-        f.template = <float *>room(scratch, f.width * sizeof(float))
-
-    cdef _make_groups(self, Frame *f, list scratch):
-        cdef Py_ssize_t longest = 0, r, g
-        for r in range(f.requests):
-            longest = max(longest, f.history_offsets[r + 1] - f.history_offsets[r])
+        for s in range(f.space_count):
+            f.spaces[s].items = <const float *>held[2 + s].buf
+            f.spaces[s].dim = held[2 + s].shape[1]
+            f.spaces[s].depth = self.depths[s]
+            f.recent_depth = max(f.recent_depth, self.depths[s])
         f.group_count = self.history_keys.shape[0]
-        f.groups = <Group *>room(scratch, f.group_count * sizeof(Group))
         for g in range(f.group_count):
             f.groups[g].key = self.history_keys[g]
-            f.groups[g].slots = <int32_t *>room(scratch, (<Py_ssize_t>1 << table_bits(longest)) * sizeof(int32_t))
-            f.groups[g].keys = <int64_t *>room(scratch, longest * sizeof(int64_t))
-            f.groups[g].counts = <double *>room(scratch, longest * f.selection_count * sizeof(double))
-            f.groups[g].last_us = <int64_t *>room(scratch, longest * f.selection_count * sizeof(int64_t))
 
-    cdef _point_to_spaces(self, Frame *f, list vectors, list scratch):
-        cdef const float[:, ::1] of_items
-        cdef const float[:, ::1] of_users
+    cdef _take_batch(self, Frame *f, Buffers buffers, batch):
+        cdef Py_ssize_t entries, size
+        cdef Py_buffer *time_us = buffers.take(batch.time_us, INT64, ANY)
+        f.requests = time_us.shape[0]
+        f.time_us = <const int64_t *>time_us.buf
+        f.rows = take_rows(buffers, batch.rows, 0, f.item_count, &f.candidates)
+        f.offsets = take_offsets(buffers, batch.offsets, f.requests, f.candidates)
+        f.known = <const unsigned char *>buffers.take(batch.known, FLAG, f.requests).buf
+        self.user.take(&f.user, buffers, batch.user, f.requests)
+        self.context.take(&f.context, buffers, batch.context, f.requests)
+        f.history_rows = take_rows(buffers, batch.history_rows, -1, f.item_count, &entries)
+        f.history_offsets = take_offsets(buffers, batch.history_offsets, f.requests, entries)
+        f.history_events = <const int32_t *>buffers.take(batch.history_events, INT32, entries).buf
+        if find_outside(f.history_events, entries, 0, self.event_types) >= 0:
+            raise Misfit
+        f.history_counts = <const double *>buffers.take(batch.history_counts, FLOAT64, entries).buf
+        f.history_last_us = <const int64_t *>buffers.take(batch.history_last_us, INT64, entries).buf
+        f.recent_rows = take_rows(buffers, batch.recent_rows, -1, f.item_count, &size)
+        f.recent_offsets = take_offsets(buffers, batch.recent_offsets, f.requests, size)
+        f.scores = <const float *>buffers.take(batch.source_scores, FLOAT32, f.candidates, self.sources).buf
+        f.ranks = <const float *>buffers.take(batch.source_ranks, FLOAT32, f.candidates, self.sources).buf
+        f.source_width = self.sources
+
+    cdef _take_user_vectors(self, Frame *f, Buffers buffers, batch):
         cdef Py_ssize_t s
-        f.space_count = len(vectors)
-        f.spaces = <Space *>room(scratch, f.space_count * sizeof(Space))
-        for s, (items, users) in enumerate(vectors):
-            of_items = items
-            f.spaces[s].items = &of_items[0, 0]
-            f.spaces[s].users = NULL
-            f.spaces[s].dim = of_items.shape[1]
-            f.spaces[s].depth = self.depths[s]
-            f.spaces[s].similarities = <double *>room(scratch, self.depths[s] * sizeof(double))
-            if users is not None:
-                of_users = users
-                f.spaces[s].users = &of_users[0, 0]
+        cdef Space *space
+        for s, name in enumerate(self.spaces):
+            space = &f.spaces[s]
+            space.users = NULL
+            if name in self.dot_spaces:
+                vectors = entry(batch.user_vectors, name)
+                space.users = <const float *>buffers.take(vectors, FLOAT32, f.requests, space.dim).buf
 
 
-cdef void *room(list scratch, Py_ssize_t size):
-    """Uninitialised memory that `scratch` keeps."""
-    cdef double[::1] block = np.empty(size // 8 + 1, np.float64)
-    scratch.append(block)
-    return &block[0]
+cdef entry(vectors, name):
+    if name not in vectors:
+        raise Misfit
+    return vectors[name]
 
 
-cdef point_to_columns(Columns *c, values, Py_ssize_t requests):
-    cdef const double[:, ::1] numbers = values.numbers
-    cdef const int32_t[:, ::1] codes = values.codes
-    cdef const int64_t[:, ::1] times = values.times
-    cdef const int32_t[::1] list_codes = values.list_codes
-    cdef const int64_t[::1] list_offsets = values.list_offsets
-    c.numbers = &numbers[0, 0]
-    c.codes = &codes[0, 0]
-    c.times = &times[0, 0]
-    c.list_codes = &list_codes[0]
-    c.list_offsets = &list_offsets[0]
-    c.number_width = numbers.shape[1]
-    c.code_width = codes.shape[1]
-    c.time_width = times.shape[1]
-    c.list_width = (list_offsets.shape[0] - 1) // requests if requests else 0
+cdef float *take_result(Buffers buffers, array, Py_ssize_t rows, Py_ssize_t columns) except? NULL:
+    cdef Py_buffer *result = buffers.take(array, FLOAT32, rows, columns)
+    if result.readonly:
+        raise Misfit
+    return <float *>result.buf
+
+
+cdef void lay_out(Frame *f, Arena *arena) noexcept:
+    """Give everything that a call writes its place in the arena."""
+    cdef Py_ssize_t longest = FIRST_KEY, r, g, s
+    cdef Group *group
+    cdef Space *space
+    for r in range(f.requests):
+        longest = max(longest, FIRST_KEY + f.history_offsets[r + 1] - f.history_offsets[r])
+    f.request_numbers = <double *>carve(arena, request_numbers(f) * sizeof(double))
+    f.request_times = <int64_t *>carve(arena, request_times(f) * sizeof(int64_t))
+    f.totals = <double *>carve(arena, f.selection_count * sizeof(double))
+    f.recent = <int64_t *>carve(arena, f.recent_depth * sizeof(int64_t))
+    f.template = <float *>carve(arena, f.width * sizeof(float))
+    for g in range(f.group_count):
+        group = &f.groups[g]
+        group.slots = <int32_t *>carve(arena, (<Py_ssize_t>1 << table_bits(longest)) * sizeof(int32_t))
+        group.keys = <int64_t *>carve(arena, longest * sizeof(int64_t))
+        group.counts = <double *>carve(arena, longest * f.selection_count * sizeof(double))
+        group.last_us = <int64_t *>carve(arena, longest * f.selection_count * sizeof(int64_t))
+        group.found = <int32_t *>carve(arena, BLOCK * sizeof(int32_t))
+    for s in range(f.space_count):
+        space = &f.spaces[s]
+        space.queries = <double *>carve(arena, (space.depth + 1) * dot64_padded(space.dim) * sizeof(double))
+        space.products = <double *>carve(arena, (space.depth + 1) * BLOCK * sizeof(double))
+
+
+cdef void *carve(Arena *arena, Py_ssize_t size) noexcept:
+    """The next `size` bytes, from the start of a cache line; NULL from an arena that only counts."""
+    cdef void *room = NULL if arena.start == NULL else arena.start + arena.used
+    arena.used += (size + LINE - 1) // LINE * LINE
+    return room
 
 
 # ---- From here on there is no Python: no objects, no allocation, no GIL. ----
 
 
 cdef void run(Frame *f) noexcept nogil:
-    cdef Py_ssize_t r, i
+    cdef Py_ssize_t r, end
     for r in range(f.requests):
-        if f.offsets[r] == f.offsets[r + 1]:
+        f.request, f.first, end = r, f.offsets[r], f.offsets[r + 1]
+        if f.first == end:
             continue
-        f.request = r
         load_request(f)
         load_history(f)
         load_recent(f)
+        f.count = 1
         fill(f, f.per_request, f.per_request_size, f.template)
-        for i in range(f.offsets[r], f.offsets[r + 1]):
-            f.candidate = i
-            f.row = f.rows[i]
+        while f.first < end:
+            f.count = min(BLOCK, end - f.first)
             look_up_history(f)
-            compare_with_recent(f)
+            compare(f, end)
+            copy_template(f)
+            fill(f, f.per_candidate, f.per_candidate_size, f.out + f.first * f.width)
+            f.first += f.count
+
+
+cdef void copy_template(Frame *f) noexcept nogil:
+    cdef Py_ssize_t i
+    if f.per_request_size > 0:
+        for i in range(f.first, f.first + f.count):
             memcpy(f.out + i * f.width, f.template, f.width * sizeof(float))
-            fill(f, f.per_candidate, f.per_candidate_size, f.out + i * f.width)
 
 
 cdef void fill(Frame *f, const Instruction *steps, Py_ssize_t size, float *out) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef double value
-    for i in range(size):
-        value = evaluate(f, &steps[i])
-        out[steps[i].column] = <float>value if value == value else <float>NAN  # one NaN, whatever the arithmetic left
+    """Columns of the matrix for the current candidates; `out` is the first one's row."""
+    cdef double[BLOCK] values
+    cdef Py_ssize_t i, s
+    for s in range(size):
+        evaluate(f, &steps[s], values)
+        for i in range(f.count):  # one NaN, whatever the arithmetic left
+            out[i * f.width + steps[s].column] = <float>values[i] if values[i] == values[i] else <float>NAN
 
 
-cdef double evaluate(Frame *f, const Instruction *step) noexcept nogil:
-    cdef double a, b
+cdef void evaluate(Frame *f, const Instruction *step, double *out) noexcept nogil:
     cdef int op = step.op
     if op <= OP_PAIR:
-        a = number(f, step.a_place, step.a)
-        if op == OP_VALUE:
-            return a
-        if op == OP_LOG1P:
-            return log1p(a) if a > -1 else NAN
-        b = number(f, step.b_place, step.b)
-        if op == OP_RATIO:
-            return a / b if b != 0 else NAN
-        if op == OP_DIFFERENCE:
-            return a - b
-        if op == OP_PRODUCT:
-            return a * b
-        if op == OP_PAIR:
-            return a * step.parameter + b
-        return <double>(a == b) if a == a and b == b else NAN
-    if op == OP_RANK_IN:
-        return rank_in(f, number(f, step.a_place, step.a), step)
-    if op <= OP_DAYS_SINCE:
-        return of_time(f, op, time_operand(f, step))
-    if op == OP_DOT:
-        return dot_with_user(f, &f.spaces[step.a])
-    if op <= OP_SHARE:
-        return of_history(f, op, &f.groups[step.a], step.b)
-    return of_similarities(op, &f.spaces[step.a], min(step.parameter, f.recent_count))
+        of_numbers(f, step, out)
+    elif op == OP_RANK_IN:
+        rank_in(f, step, out)
+    elif op <= OP_DAYS_SINCE:
+        of_time(f, step, out)
+    elif op == OP_DOT:
+        memcpy(out, f.spaces[step.a].products + f.spaces[step.a].recent * BLOCK, f.count * sizeof(double))
+    elif op <= OP_SHARE:
+        of_history(f, op, &f.groups[step.a], step.b, out)
+    else:
+        of_similarities(f, op, &f.spaces[step.a], min(step.parameter, f.recent_count), out)
 
 
-cdef inline double number(Frame *f, int place, int index) noexcept nogil:
+cdef void of_numbers(Frame *f, const Instruction *step, double *out) noexcept nogil:
+    cdef double[BLOCK] a, b
+    cdef double quotient
+    cdef Py_ssize_t i
+    if step.op == OP_VALUE:
+        load_numbers(f, step.a_place, step.a, out)
+        return
+    load_numbers(f, step.a_place, step.a, a)
+    if step.op == OP_LOG1P:
+        for i in range(f.count):
+            out[i] = log1p(a[i]) if a[i] > -1 else NAN
+        return
+    load_numbers(f, step.b_place, step.b, b)
+    if step.op == OP_RATIO:
+        for i in range(f.count):
+            quotient = a[i] / b[i]
+            out[i] = quotient if b[i] != 0 else NAN
+    elif step.op == OP_DIFFERENCE:
+        for i in range(f.count):
+            out[i] = a[i] - b[i]
+    elif step.op == OP_PRODUCT:
+        for i in range(f.count):
+            out[i] = a[i] * b[i]
+    elif step.op == OP_PAIR:
+        for i in range(f.count):
+            out[i] = a[i] * step.parameter + b[i]
+    else:
+        for i in range(f.count):
+            out[i] = <double>(a[i] == b[i]) if a[i] == a[i] and b[i] == b[i] else NAN
+
+
+cdef void load_numbers(Frame *f, int place, int index, double *out) noexcept nogil:
+    """An operand of the current candidates."""
+    cdef const int64_t *rows = f.rows + f.first
+    cdef const float *column
+    cdef Py_ssize_t i
     if place == AT_REQUEST:
-        return f.request_numbers[index]
-    if place == AT_ITEM:
-        return f.features[f.row * f.feature_width + index]
-    if place == AT_SCORE:
-        return f.scores[f.candidate * f.source_width + index]
-    return f.ranks[f.candidate * f.source_width + index]
+        for i in range(f.count):
+            out[i] = f.request_numbers[index]
+    elif place == AT_ITEM:
+        column = f.features + index
+        for i in range(f.count):
+            out[i] = column[rows[i] * f.feature_width]
+    else:
+        column = (f.scores if place == AT_SCORE else f.ranks) + f.first * f.source_width + index
+        for i in range(f.count):
+            out[i] = column[i * f.source_width]
 
 
-cdef inline int64_t time_operand(Frame *f, const Instruction *step) noexcept nogil:
-    if step.a_place == AT_REQUEST:
-        return f.request_times[step.a]
-    return f.times[f.row * f.time_width + step.a]
+cdef void load_times(Frame *f, int place, int index, int64_t *out) noexcept nogil:
+    cdef const int64_t *rows = f.rows + f.first
+    cdef Py_ssize_t i
+    for i in range(f.count):
+        out[i] = f.request_times[index] if place == AT_REQUEST else f.times[rows[i] * f.time_width + index]
 
 
-cdef double rank_in(Frame *f, double code, const Instruction *step) noexcept nogil:
-    cdef Columns *columns = &f.user if step.b_place == AT_USER_LIST else &f.context
+cdef void rank_in(Frame *f, const Instruction *step, double *out) noexcept nogil:
+    cdef double[BLOCK] codes
+    cdef const Columns *columns = &f.user if step.b_place == AT_USER_LIST else &f.context
     cdef const int64_t *ends = columns.list_offsets + f.request * columns.list_width + step.b
-    cdef int64_t i
-    for i in range(ends[0], ends[1]):
-        if columns.list_codes[i] == code:  # false for NaN
-            return i - ends[0] + 1
-    return NAN
+    cdef const int32_t *ranked = columns.list_codes + ends[0]
+    cdef Py_ssize_t i, rank
+    load_numbers(f, step.a_place, step.a, codes)
+    for i in range(f.count):
+        out[i] = NAN
+    for rank in range(ends[1] - ends[0], 0, -1):  # the first of equal codes counts, so it comes last
+        for i in range(f.count):
+            out[i] = <double>rank if codes[i] == ranked[rank - 1] else out[i]
 
 
-cdef double of_time(Frame *f, int op, int64_t time_us) noexcept nogil:
+cdef void of_time(Frame *f, const Instruction *step, double *out) noexcept nogil:
+    cdef int64_t[BLOCK] times
+    cdef Py_ssize_t i
+    load_times(f, step.a_place, step.a, times)
+    if step.op == OP_DAYS_SINCE:
+        for i in range(f.count):
+            out[i] = days_until(f, times[i])
+    else:
+        for i in range(f.count):
+            out[i] = wave(step.op, times[i])
+
+
+cdef double wave(int op, int64_t time_us) noexcept nogil:
     if time_us == INT64_MIN:
         return NAN
     if op == OP_HOUR_SIN:
@@ -316,9 +389,7 @@ cdef double of_time(Frame *f, int op, int64_t time_us) noexcept nogil:
         return cos(2.0 * M_PI * hour_of(time_us) / 24.0)
     if op == OP_WEEKDAY_SIN:
         return sin(2.0 * M_PI * weekday_of(time_us) / 7.0)
-    if op == OP_WEEKDAY_COS:
-        return cos(2.0 * M_PI * weekday_of(time_us) / 7.0)
-    return days_until(f, time_us)
+    return cos(2.0 * M_PI * weekday_of(time_us) / 7.0)
 
 
 cdef inline double days_until(Frame *f, int64_t time_us) noexcept nogil:
@@ -342,53 +413,38 @@ cdef inline int64_t weekday_of(int64_t time_us) noexcept nogil:
     return day - 7 * floor_divide(day, 7)
 
 
-cdef double dot(const float *a, const float *b, Py_ssize_t dim) noexcept nogil:
-    # Products of two floats are exact in double, so that only the order of the additions decides the bits.
-    cdef double lanes[LANES]
-    cdef double total = 0.0
-    cdef Py_ssize_t i = 0, lane
-    memset(lanes, 0, sizeof(lanes))
-    while i + LANES <= dim:
-        for lane in range(LANES):
-            lanes[lane] += <double>a[i + lane] * <double>b[i + lane]
-        i += LANES
-    for lane in range(dim - i):
-        lanes[lane] += <double>a[i + lane] * <double>b[i + lane]
-    for lane in range(LANES):
-        total += lanes[lane]
-    return total
+cdef void of_similarities(Frame *f, int op, const Space *space, Py_ssize_t recent, double *out) noexcept nogil:
+    cdef const double *products = space.products
+    cdef Py_ssize_t i, r
+    for i in range(f.count):
+        out[i] = NAN if recent == 0 else products[i] if op == OP_MAX_SIMILARITY else 0.0 + products[i]
+    for r in range(1, recent):
+        products += BLOCK
+        if op == OP_MAX_SIMILARITY:
+            for i in range(f.count):  # NaN is the highest
+                out[i] = products[i] if products[i] > out[i] or products[i] != products[i] else out[i]
+        else:
+            for i in range(f.count):
+                out[i] += products[i]
+    if op == OP_MEAN_SIMILARITY:
+        for i in range(f.count):
+            out[i] /= recent
 
 
-cdef double dot_with_user(Frame *f, const Space *space) noexcept nogil:
-    return dot(space.items + f.row * space.dim, space.users + f.request * space.dim, space.dim)
-
-
-cdef double of_similarities(int op, const Space *space, Py_ssize_t count) noexcept nogil:
-    cdef double best, total = 0.0
+cdef void of_history(Frame *f, int op, const Group *group, Py_ssize_t selection, double *out) noexcept nogil:
+    cdef const double *counts = group.counts + selection
+    cdef const int64_t *last_us = group.last_us + selection
+    cdef double total = f.totals[selection] if f.totals[selection] != 0 else NAN
     cdef Py_ssize_t i
-    if count == 0:
-        return NAN
-    best = space.similarities[0]
-    for i in range(count):
-        total += space.similarities[i]
-        if space.similarities[i] > best or space.similarities[i] != space.similarities[i]:
-            best = space.similarities[i]
-    return best if op == OP_MAX_SIMILARITY else total / count
-
-
-cdef double of_history(Frame *f, int op, const Group *group, Py_ssize_t selection) noexcept nogil:
-    cdef double count = 0.0
-    cdef int64_t last_us = INT64_MIN
-    if not f.known[f.request] or group.found < 0:
-        return NAN
-    if group.found > 0:
-        count = group.counts[(group.found - 1) * f.selection_count + selection]
-        last_us = group.last_us[(group.found - 1) * f.selection_count + selection]
-    if op == OP_COUNT:
-        return count
     if op == OP_DAYS_SINCE_EVENT:
-        return days_until(f, last_us)
-    return count / f.totals[selection] if f.totals[selection] != 0 else NAN
+        for i in range(f.count):
+            out[i] = days_until(f, last_us[group.found[i] * f.selection_count])
+        return
+    for i in range(f.count):
+        out[i] = counts[group.found[i] * f.selection_count]
+    if op == OP_SHARE:
+        for i in range(f.count):
+            out[i] /= total
 
 
 cdef void load_request(Frame *f) noexcept nogil:
@@ -415,32 +471,54 @@ cdef void load_columns(const Columns *c, Py_ssize_t request, double **numbers, i
     times[0] += c.time_width
 
 
+cdef Py_ssize_t request_numbers(const Frame *f) noexcept nogil:
+    """How many numbers a request has, with hour and weekday."""
+    return f.user.number_width + f.user.code_width + f.context.number_width + f.context.code_width + 2
+
+
+cdef Py_ssize_t request_times(const Frame *f) noexcept nogil:
+    """How many times a request has, with its own."""
+    return f.user.time_width + f.context.time_width + 1
+
+
 cdef void load_recent(Frame *f) noexcept nogil:
-    cdef Py_ssize_t i = f.recent_offsets[f.request], end = f.recent_offsets[f.request + 1]
+    cdef Py_ssize_t i = f.recent_offsets[f.request], end = f.recent_offsets[f.request + 1], s
     f.recent_count = 0
     while i < end and f.recent_count < f.recent_depth:
         if f.recent_rows[i] >= 0:
             f.recent[f.recent_count] = f.recent_rows[i]
             f.recent_count += 1
         i += 1
+    for s in range(f.space_count):
+        load_queries(f, &f.spaces[s])
 
 
-cdef void compare_with_recent(Frame *f) noexcept nogil:
+cdef void load_queries(Frame *f, Space *space) noexcept nogil:
+    cdef Py_ssize_t padded = dot64_padded(space.dim), i
+    space.recent = min(space.depth, f.recent_count)
+    for i in range(space.recent):
+        dot64_fetch(space.items + f.recent[i] * space.dim, space.dim)
+    for i in range(space.recent):
+        dot64_widen(space.items + f.recent[i] * space.dim, space.dim, space.queries + i * padded)
+    if space.users != NULL:
+        dot64_widen(space.users + f.request * space.dim, space.dim, space.queries + space.recent * padded)
+
+
+cdef void compare(Frame *f, Py_ssize_t end) noexcept nogil:
+    """Inner products of the current candidates, behind which the request has others up to `end`."""
     cdef Space *space
-    cdef Py_ssize_t s, i
+    cdef Py_ssize_t s
     for s in range(f.space_count):
         space = &f.spaces[s]
-        for i in range(min(space.depth, f.recent_count)):
-            space.similarities[i] = dot(
-                space.items + f.row * space.dim, space.items + f.recent[i] * space.dim, space.dim
-            )
+        dot64(
+            space.items, space.dim, f.rows + f.first, f.count, end - f.first - f.count, space.queries,
+            space.recent + (space.users != NULL), space.products, BLOCK
+        )
 
 
 cdef void load_history(Frame *f) noexcept nogil:
     cdef int64_t start = f.history_offsets[f.request], end = f.history_offsets[f.request + 1]
     cdef Py_ssize_t g, i, s
-    if not f.known[f.request] or f.group_count == 0:
-        return
     memset(f.totals, 0, f.selection_count * sizeof(double))
     for i in range(start, end):
         for s in range(f.selection_count):
@@ -460,17 +538,19 @@ cdef void load_group(Frame *f, Group *group, int64_t start, int64_t end) noexcep
     cdef int64_t key
     cdef int32_t *slot
     memset(group.slots, 0, (<size_t>1 << (64 - f.hash_shift)) * sizeof(int32_t))
-    group.distinct = 0
+    group.entries = 0
+    add_entry(f, group, NO_KEY, NAN)
+    add_entry(f, group, NO_KEY, 0.0)
     for i in range(start, end):
         key = key_of(f, group, f.history_rows[i])
         if key == NO_KEY:
             continue
         slot = slot_of(f, group, key)
         if slot[0] == 0:
-            slot[0] = add_key(f, group, key)
+            slot[0] = add_entry(f, group, key, 0.0)
         for s in range(f.selection_count):
             if selected(f, s, i):
-                at = (slot[0] - 1) * f.selection_count + s
+                at = slot[0] * f.selection_count + s
                 group.counts[at] += f.history_counts[i]
                 group.last_us[at] = max(group.last_us[at], f.history_last_us[i])
 
@@ -483,21 +563,23 @@ cdef inline int64_t key_of(Frame *f, const Group *group, int64_t row) noexcept n
     return <int64_t>code if code >= 0 else NO_KEY  # NaN fails the comparison
 
 
-cdef int32_t add_key(Frame *f, Group *group, int64_t key) noexcept nogil:
-    cdef Py_ssize_t first = group.distinct * f.selection_count, s
-    group.keys[group.distinct] = key
+cdef int32_t add_entry(Frame *f, Group *group, int64_t key, double count) noexcept nogil:
+    """A new entry, of a number of events of each kind and no time; returns which."""
+    cdef int32_t entry = group.entries
+    cdef Py_ssize_t first = entry * f.selection_count, s
+    group.keys[entry] = key
     for s in range(f.selection_count):
-        group.counts[first + s] = 0.0
+        group.counts[first + s] = count
         group.last_us[first + s] = INT64_MIN
-    group.distinct += 1
-    return group.distinct
+    group.entries += 1
+    return entry
 
 
 cdef int32_t *slot_of(Frame *f, const Group *group, int64_t key) noexcept nogil:
     # Multiplicative hashing (Knuth, TAOCP 3, 6.4) with linear probing; the table is at most half full.
     cdef uint64_t mask = (<uint64_t>1 << (64 - f.hash_shift)) - 1
     cdef uint64_t at = (<uint64_t>key * <uint64_t>0x9E3779B97F4A7C15) >> f.hash_shift
-    while group.slots[at] != 0 and group.keys[group.slots[at] - 1] != key:
+    while group.slots[at] != 0 and group.keys[group.slots[at]] != key:
         at = (at + 1) & mask
     return &group.slots[at]
 
@@ -511,10 +593,17 @@ cdef int table_bits(Py_ssize_t entries) noexcept nogil:
 
 
 cdef void look_up_history(Frame *f) noexcept nogil:
-    cdef Py_ssize_t g
-    cdef int64_t key
-    if not f.known[f.request]:
-        return
+    cdef const int64_t *rows = f.rows + f.first
+    cdef Group *group
+    cdef Py_ssize_t g, i
     for g in range(f.group_count):
-        key = key_of(f, &f.groups[g], f.row)
-        f.groups[g].found = slot_of(f, &f.groups[g], key)[0] if key != NO_KEY else -1
+        group = &f.groups[g]
+        for i in range(f.count):
+            group.found[i] = entry_of(f, group, rows[i])
+
+
+cdef inline int32_t entry_of(Frame *f, const Group *group, int64_t row) noexcept nogil:
+    cdef int64_t key = key_of(f, group, row) if f.known[f.request] else NO_KEY
+    if key == NO_KEY:
+        return MISSING_KEY
+    return max(slot_of(f, group, key)[0], <int32_t>ABSENT_KEY)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recserve.kernels.features._program import ALL_EVENTS, BY_ITEM, Op, Place
 from recserve.kernels.features.definition import FeatureSchema
 from recserve.kernels.features.operations import BUILTIN_CARDINALITIES, Operand, Scope
-from recserve.kernels.features.specs import ColumnSpec, FeatureSpec
+from recserve.kernels.features.specs import ColumnSizes, ColumnSpec, FeatureSpec
 
 INSTRUCTION: Final = np.dtype(
     [(name, np.int32) for name in ("column", "op", "a_place", "a", "b_place", "b", "parameter")]
@@ -30,9 +30,15 @@ class Plan:
         history_keys: int32; by history group: column of `ItemArrays.features`, or BY_ITEM.
         selections: int32; event codes that history features look at, or ALL_EVENTS.
         depths: int64; by space: how many recent items similarities look at.
-        request_numbers: how many numbers and codes a request has, with hour and weekday.
-        request_times: how many times a request has, with its own.
         width: how many features there are.
+        item_features: columns of `ItemArrays.features`.
+        item_times: columns of `ItemArrays.times`.
+        event_types: how many event codes there are.
+        sources: columns of `FeatureBatch.source_scores` and `.source_ranks`.
+        spaces: names of the vector spaces.
+        dot_spaces: those in which users have vectors.
+        user: what `FeatureBatch.user` holds.
+        context: what `FeatureBatch.context` holds.
     """
 
     per_request: NDArray[np.void]
@@ -40,9 +46,15 @@ class Plan:
     history_keys: NDArray[np.int32]
     selections: NDArray[np.int32]
     depths: NDArray[np.int64]
-    request_numbers: int
-    request_times: int
     width: int
+    item_features: int
+    item_times: int
+    event_types: int
+    sources: int
+    spaces: tuple[str, ...]
+    dot_spaces: frozenset[str]
+    user: ColumnSizes
+    context: ColumnSizes
 
 
 class _At(NamedTuple):
@@ -74,9 +86,15 @@ class _Lowering:
             history_keys=np.array([self._history_key(name) for name in self.history_keys], np.int32),
             selections=np.array([self._selection(event) for event in self.events], np.int32),
             depths=np.array([self._depth(space) for space in self.schema.spaces], np.int64),
-            request_numbers=len(self.numbers),
-            request_times=len(self.times),
             width=len(self.features),
+            item_features=len(self.schema.item_feature_columns),
+            item_times=len(self.schema.item_time_columns),
+            event_types=len(self.schema.event_types),
+            sources=len(self.schema.sources),
+            spaces=self.schema.spaces,
+            dot_spaces=frozenset(self.schema.dot_spaces),
+            user=ColumnSizes.of(self.schema.user_layout, self.cardinalities),
+            context=ColumnSizes.of(self.schema.context_layout, self.cardinalities),
         )
 
     def _instructions(self, *scopes: Scope) -> NDArray[np.void]:

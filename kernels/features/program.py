@@ -1,8 +1,9 @@
-"""FeatureProgram: checks its inputs once in Python, then computes the matrix in one call without the GIL."""
+"""FeatureProgram: computes the matrix in one call without the GIL, or says in words which input does not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from recserve.kernels.features.lowering import lower
 class FeatureProgram:
     """A compiled feature schema. Immutable: any number of threads may call `compute` at once.
 
-    A request's rows do not depend on the requests that share its batch.
+    A request's rows do not depend on the requests that share its batch. The items of the last call are kept, and an
+    `ItemArrays` that comes again is not checked again.
 
     Args:
         schema: the features.
@@ -56,19 +58,11 @@ class FeatureProgram:
             TypeError: an input is no NumPy array, or of another dtype; as all of these, it names the array.
             ValueError: of another shape, not C-contiguous, an index out of range, or offsets that do not fit.
         """
-        shape = (self._checks.check(items, batch), len(self.names))
-        if out is None:
-            out = np.empty(shape, np.float32)
-        check_array("out", out, np.float32, shape, writable=True)
-        self._kernel.compute(items, batch, self._vectors(items, batch), out)
-        return out
+        matrix = self._kernel.compute(items, batch, out)
+        return self._refuse(items, batch, out) if matrix is None else matrix
 
-    def _vectors(
-        self, items: ItemArrays, batch: FeatureBatch
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-        """By space: the items' vectors, and the users' where a feature reads them."""
-        dot_spaces = self.schema.dot_spaces
-        return [
-            (items.vectors[space], batch.user_vectors[space] if space in dot_spaces else None)
-            for space in self.schema.spaces
-        ]
+    def _refuse(self, items: ItemArrays, batch: FeatureBatch, out: NDArray[np.float32] | None) -> NoReturn:
+        """Say what does not fit."""
+        shape = (self._checks.check(items, batch), len(self.names))
+        check_array("out", out, np.float32, shape, writable=True)
+        raise RuntimeError("the inputs changed while they were read")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 ColumnType = Literal["number", "category", "categories", "time"]
 """A number; a code of a vocabulary; an ordered list of codes, best first; microseconds since 1970 UTC."""
@@ -89,3 +92,29 @@ class ColumnLayout:
 
     def _of(self, kind: ColumnType) -> tuple[ColumnSpec, ...]:
         return tuple(column for column in self.columns if column.type == kind)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColumnSizes:
+    """What a `ColumnValues` of a layout holds.
+
+    Attributes:
+        numbers: how many number columns there are.
+        codes: int64; by category column: the size of its vocabulary.
+        times: how many time columns there are.
+        lists: int64; by list column: the size of its vocabulary.
+    """
+
+    numbers: int
+    codes: NDArray[np.int64]
+    times: int
+    lists: NDArray[np.int64]
+
+    @staticmethod
+    def of(layout: ColumnLayout, cardinalities: Mapping[str, int]) -> ColumnSizes:
+        """The sizes of a layout's columns; every vocabulary has its cardinality."""
+        codes, lists = (
+            np.array([cardinalities[column.vocabulary] for column in columns], np.int64)
+            for columns in (layout.codes, layout.lists)
+        )
+        return ColumnSizes(len(layout.numbers), codes, len(layout.times), lists)
