@@ -86,7 +86,7 @@ class ExactIndex:
 
     def find(self, queries: Vectors, k: Counts, reach: Counts, masks: Sequence[Mask | None]) -> list[Found]:  # noqa: ARG002
         """See Index.find."""
-        return self._searcher.search(queries, int(k.max(initial=0)), masks)
+        return self._searcher.search(queries, max(k, default=0), masks)
 
 
 def exact_index(vectors: Vectors) -> Built:
@@ -120,7 +120,7 @@ class Judge:
 
     def recall(self, engine: Index) -> tuple[float, float]:
         """The mean recall at k, and its lower 95% confidence bound; what the engine alone finds counts."""
-        k = np.full(len(self.queries), self.k)
+        k = [self.k] * len(self.queries)
         found = engine.find(self.queries, k, k, [None] * len(self.queries))
         recalls = [
             recall_at_k(rows, *exact, NEAR_TIE, k=self.k) for (rows, _), exact in zip(found, self._exact, strict=True)

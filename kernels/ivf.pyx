@@ -11,6 +11,7 @@ Where the codes lie in a bundle they are read from its mapped files: a search ow
 
 import numpy as np
 
+from libc.math cimport fabsf, isfinite
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
 from recserve.kernels._arrays import check_array
@@ -147,37 +148,34 @@ cdef class InvertedLists:
         check_table(vectors)
         check_array("vectors", vectors, np.float32, (self.items, self.dim))
         check_array("queries", queries, np.float32, (None, self.dim))
-        if not np.isfinite(queries).all():
-            raise ValueError("queries: expected finite elements")
         batch = len(queries)
-        bitmaps = masks_of(masks, batch, self.items)
         plan = np.empty((batch, 3), np.int64)
         for column, (name, values, least) in enumerate((("k", k, 0), ("probes", probes, 1), ("fetch", fetch, 1))):
             plan[:, column] = values
-            if batch and plan[:, column].min() < least:
-                raise ValueError(f"{name}: expected at least {least}, found {plan[:, column].min()}")
-        most = (self.items, self.lists, self.items)
-        np.minimum(plan, np.maximum(most, 1), out=plan)
-        plan[:, 0] = np.minimum(plan[:, 0], plan[:, 2])
-        return self.run(vectors, queries, bitmaps, plan)
+            check_at_least(name, plan, column, least)
+        return self.run(vectors, queries, masks_of(masks, batch, self.items), plan)
 
     cdef run(self, vectors, queries, bitmaps, plan):
-        """Search with checked arguments; plan: k, probes, fetch of each query."""
-        cdef Py_ssize_t batch = len(queries), width = max(1, plan[:, 0].max(initial=0))
-        cdef Py_ssize_t fetch = plan[:, 2].max(initial=1), lists = len(self.centroids) * IVF_GROUP
+        """Search with checked arguments; plan: k, probes, fetch of each query, of which no more is taken than there is."""
+        cdef int64_t[:, ::1] plan_view = plan
+        cdef Py_ssize_t batch = plan_view.shape[0], width = 1, fetch = 1, lists = self.centroids.shape[0] * IVF_GROUP
+        cdef Py_ssize_t i, j, found
+        for i in range(batch):
+            plan_view[i, 1] = min(plan_view[i, 1], self.index.lists)
+            plan_view[i, 2] = min(plan_view[i, 2], max(self.items, 1))
+            plan_view[i, 0] = min(plan_view[i, 0], plan_view[i, 2])
+            width, fetch = max(width, plan_view[i, 0]), max(fetch, plan_view[i, 2])
         addresses = np.array([0 if each is None else each.ctypes.data for each in bitmaps], np.uintp)
         found_rows, found_scores = np.empty((batch, width), np.int64), np.empty((batch, width), np.float32)
         counts = np.empty(batch, np.int64)
-        largest = np.abs(queries).max(axis=1, initial=0.0, keepdims=True)
-        # Codes are compared on a scale of the query's own, so that its length can neither overflow nor vanish.
-        scaled = pad(queries / np.where(largest > 0, largest, np.float32(1)))
         exact = pad(queries)
+        scaled = np.empty_like(exact)
         floats = np.empty(lists + 2 * self.index.dim + 32 * self.index.pairs, np.float32)
         keys = np.empty(lists + max(lists, fetch) + 3 * fetch + IVF_CHUNK * IVF_BLOCK, np.uint64)
         tables = np.empty(32 * self.index.pairs, np.uint8)
         each_row = np.empty(max(fetch, self.index.dim), np.int64)
-        cdef const float[:, ::1] table = vectors, scaled_view = scaled, exact_view = exact
-        cdef const int64_t[:, ::1] plan_view = plan
+        cdef const float[:, ::1] table = vectors, exact_view = exact
+        cdef float[:, ::1] scaled_view = scaled
         cdef const uintptr_t[::1] address_view = addresses
         cdef int64_t[:, ::1] rows_view = found_rows
         cdef float[:, ::1] scores_view = found_scores
@@ -190,7 +188,9 @@ cdef class InvertedLists:
             list_scores=&floats_view[0], table_scores=projected + self.index.dim, lists=&keys_view[0],
             spare=&keys_view[lists], found=&keys_view[lists + max(lists, fetch) + fetch], tables=&tables_view[0],
         )
-        cdef Py_ssize_t i, j, found
+        for i in range(batch):
+            if not rescale(&exact_view[i, 0], exact_view.shape[1], &scaled_view[i, 0]):
+                raise ValueError("queries: expected finite elements")
         with nogil:
             for i in range(batch):
                 for j in range(self.index.dim):
@@ -211,6 +211,19 @@ cdef class InvertedLists:
         return [(found_rows[i, : counts[i]], found_scores[i, : counts[i]]) for i in range(batch)]
 
 
+cdef bint rescale(const float* query, Py_ssize_t dim, float* scaled) noexcept nogil:
+    """Bring a query to a scale of its own, so that its length can neither overflow nor vanish; False: it is not finite."""
+    cdef float largest = 0
+    cdef Py_ssize_t i
+    for i in range(dim):
+        if not isfinite(query[i]):
+            return False
+        largest = max(largest, fabsf(query[i]))
+    for i in range(dim):
+        scaled[i] = query[i] / (largest if largest > 0 else 1)
+    return True
+
+
 cdef inline void unpack(const uint64_t* keys, Py_ssize_t n, int64_t* rows, float* scores) noexcept nogil:
     """Turn keys back into rows and scores."""
     cdef Py_ssize_t i
@@ -224,6 +237,13 @@ def check_table(vectors):
     check_array("vectors", vectors, np.float32, (None, None))
     if len(vectors) >= 1 << 31:
         raise ValueError(f"vectors: expected fewer than 2 ** 31 rows, found {len(vectors)}")
+
+
+cdef check_at_least(name, const int64_t[:, ::1] plan, Py_ssize_t column, int64_t least):
+    cdef Py_ssize_t i
+    for i in range(plan.shape[0]):
+        if plan[i, column] < least:
+            raise ValueError(f"{name}: expected at least {least}, found {plan[i, column]}")
 
 
 def check_listed(rows, items):

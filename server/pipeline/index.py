@@ -28,7 +28,7 @@ from recserve.server.bundle.layout import index_file, space_file
 from recserve.server.bundle.reader import Space
 
 Vectors: TypeAlias = NDArray[np.float32]
-Counts: TypeAlias = NDArray[np.int64]
+Counts: TypeAlias = Sequence[int]
 Mask: TypeAlias = NDArray[np.uint64]
 """The bitmap of the items that may be answered; see `recserve.kernels.bitmaps`."""
 Found: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -71,8 +71,8 @@ class Index(Protocol):
 
         Args:
             queries: [B, dim], finite and not zero.
-            k: [B]: how many are wanted of each.
-            reach: [B], >= k: how far to look, as the number of nearest items of the whole catalogue.
+            k: how many are wanted of each.
+            reach: >= k: how far to look, as the number of nearest items of the whole catalogue.
             masks: one per query.
 
         Returns:
@@ -126,8 +126,8 @@ class ListIndex:
 
     def find(self, queries: Vectors, k: Counts, reach: Counts, masks: Sequence[Mask | None]) -> list[Found]:
         """See Index.find."""
-        probes = [math.ceil(self._effort.nprobe * self._effort.times(int(each))) for each in reach]
-        fetch = [self._effort.rescored(int(each)) for each in k]
+        probes = [math.ceil(self._effort.nprobe * self._effort.times(each)) for each in reach]
+        fetch = [self._effort.rescored(each) for each in k]
         return self._lists.search(self._vectors, queries, k, probes, fetch, masks)
 
 
@@ -156,7 +156,7 @@ class FaissIndex:
 
     def find(self, queries: Vectors, k: Counts, reach: Counts, masks: Sequence[Mask | None]) -> list[Found]:
         """See Index.find."""
-        asked = zip(queries, k.tolist(), reach.tolist(), masks, strict=True)
+        asked = zip(queries, k, reach, masks, strict=True)
         return [self._find(query, wanted, far, mask) for query, wanted, far, mask in asked]
 
     def _find(self, query: Vectors, k: int, reach: int, mask: Mask | None) -> Found:
@@ -208,7 +208,7 @@ class GpuIndex:
 
     def find(self, queries: Vectors, k: Counts, reach: Counts, masks: Sequence[Mask | None]) -> list[Found]:
         """See Index.find."""
-        asked = zip(queries, k.tolist(), reach.tolist(), masks, strict=True)
+        asked = zip(queries, k, reach, masks, strict=True)
         return [self._find(query, wanted, far, mask) for query, wanted, far, mask in asked]
 
     def _find(self, query: Vectors, k: int, reach: int, mask: Mask | None) -> Found:

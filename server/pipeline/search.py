@@ -79,17 +79,24 @@ class IndexSearcher:
         """See Searcher.search."""
         check_search(self._vectors, queries, k, masks)
         items = len(self._vectors)
-        passing = np.array([items if mask is None else bitmaps.count(mask) for mask in masks], np.int64)
-        wanted = np.minimum(k, passing)
+        passing = [items if mask is None else bitmaps.count(mask) for mask in masks]
+        wanted = [min(k, each) for each in passing]
         found: dict[int, Found] = {}
         # All items tie for a zero query, and an index breaks ties in its own order.
         able = np.flatnonzero(queries.any(axis=1)).tolist()
         for widening in WIDENINGS:
-            reach = np.minimum(widening * wanted * items // np.maximum(passing, 1), items)
+            reach = [min(widening * w * items // max(p, 1), items) for w, p in zip(wanted, passing, strict=True)]
             asked = [i for i in able if i not in found and self._pays(wanted[i], reach[i], passing[i])]
             if asked:
-                answers = self._index.find(queries[asked], wanted[asked], reach[asked], [masks[i] for i in asked])
+                answers = self._index.find(
+                    queries if len(asked) == len(queries) else queries[asked],
+                    [wanted[i] for i in asked],
+                    [reach[i] for i in asked],
+                    [masks[i] for i in asked],
+                )
                 found |= {i: each for i, each in zip(asked, answers, strict=True) if each[0].size == wanted[i]}
+            if len(found) == len(queries):
+                break
         left = [i for i in range(len(queries)) if i not in found]
         if left:
             exact = kernel.search(self._vectors, queries[left], k, [masks[i] for i in left])
@@ -98,7 +105,7 @@ class IndexSearcher:
 
     def _pays(self, wanted: int, reach: int, passing: int) -> bool:
         """Whether the index scores far fewer items than exact search would."""
-        return wanted > 0 and EXACT_SHARE * self._index.rescored(int(wanted), int(reach)) <= passing
+        return wanted > 0 and EXACT_SHARE * self._index.rescored(wanted, reach) <= passing
 
 
 def open_searcher(space: Space, device: str) -> Searcher:
@@ -125,9 +132,11 @@ def check_search(vectors: Vectors, queries: Vectors, k: int, masks: Sequence[Mas
     items, dim = vectors.shape
     if queries.ndim != 2 or queries.shape[1] != dim or queries.dtype != np.float32:
         raise ValueError(f"queries must be float32 [B, {dim}], found {queries.dtype} {list(queries.shape)}")
-    finite = np.isfinite(queries).all(axis=1)
+    finite = np.isfinite(queries)
     if not finite.all():
-        raise ValueError(f"query {int(np.argmin(finite))} is not finite: a user without a vector has no nearest items")
+        raise ValueError(
+            f"query {int(np.argmin(finite.all(axis=1)))} is not finite: a user without a vector has no nearest items"
+        )
     if k < 0:
         raise ValueError(f"k must not be negative, found {k}")
     if len(masks) != len(queries):

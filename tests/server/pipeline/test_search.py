@@ -179,8 +179,8 @@ class Stubborn:
     def rescored(self, k: int, reach: int) -> int:  # noqa: ARG002
         return k
 
-    def find(self, queries: np.ndarray, k: np.ndarray, reach: np.ndarray, masks: list) -> list:  # noqa: ARG002
-        self.asked.append((k.tolist(), reach.tolist()))
+    def find(self, queries: np.ndarray, k: list, reach: list, masks: list) -> list:  # noqa: ARG002
+        self.asked.append((k, reach))
         return [(self.rows, np.zeros(len(self.rows), np.float32)) for _ in queries]
 
 
@@ -318,8 +318,8 @@ def test_indexes_are_mapped(make_space: Callable[..., Space], kind: str) -> None
 @pytest.mark.parametrize("kind", [*PLANS, *FACTORIES])
 def test_a_farther_reach_finds_no_less(make_space: Callable[..., Space], queries: np.ndarray, kind: str) -> None:
     engine = open_index(make_space(kind))
-    k = np.full(len(queries), 40)
-    near, far = (engine.find(queries, k, reach, [None] * len(queries)) for reach in (k, np.full_like(k, 4000)))
+    k = [40] * len(queries)
+    near, far = (engine.find(queries, k, [reach] * len(k), [None] * len(queries)) for reach in (40, 4000))
     assert np.mean([scores.sum() for _, scores in far]) >= np.mean([scores.sum() for _, scores in near]) - 1e-3
     for (rows, scores), (far_rows, far_scores) in zip(near, far, strict=True):
         assert_ordered(rows, scores)
@@ -332,8 +332,8 @@ def test_inverted_lists_honour_filters_within_the_search(
 ) -> None:
     """Were items dropped afterwards, as many as are fetched would seldom hold so many that pass."""
     mask = a_mask(0.1)
-    k = np.full(len(queries), 40)
-    for rows, _ in open_index(make_space(kind)).find(queries, k, 10 * k, [mask] * len(queries)):
+    count = len(queries)
+    for rows, _ in open_index(make_space(kind)).find(queries, [40] * count, [400] * count, [mask] * count):
         assert rows.size == 40
         assert bitmaps.contains(mask, rows).all()
 
@@ -341,8 +341,9 @@ def test_inverted_lists_honour_filters_within_the_search(
 def test_places_that_an_index_cannot_fill_are_left_out(queries: np.ndarray, make_space: Callable[..., Space]) -> None:
     space = make_space("ivf_sq8")
     space.spec.index.parameters["nprobe"] = 1
-    whole = np.array([ITEMS])
-    ((rows, _),) = open_index(space).find(queries[:1], whole, whole // 100, [None])  # one list does not hold all items
+    ((rows, _),) = open_index(space).find(
+        queries[:1], [ITEMS], [ITEMS // 100], [None]
+    )  # one list does not hold all items
     assert 0 < rows.size < ITEMS
     assert rows.min() >= 0
     assert np.unique(rows).size == rows.size
@@ -368,7 +369,7 @@ def test_one_item_is_found(vectors: np.ndarray, queries: np.ndarray, kind: str |
         index.add(one)
         engine = FaissIndex(one, index, Effort({"nprobe": 64, "efSearch": 16}, 5))
     found = IndexSearcher(one, engine).search(queries[:2], 5, [None, bitmaps.pack(np.zeros(1, bool))])
-    alone = engine.find(queries[:1], np.array([1]), np.array([1]), [None])
+    alone = engine.find(queries[:1], [1], [1], [None])
     assert [rows.tolist() for rows, _ in [*found, *alone]] == [[0], [], [0]]
     assert found[0][1] == alone[0][1] == reference.dot_rows(one, queries[0], np.array([0]))
 
