@@ -29,6 +29,9 @@ cdef extern from "dot64.h" nogil:
     void dot64_widen(const float *vector, ptrdiff_t dim, double *query)
     void dot64_fetch(const float *row, ptrdiff_t dim)
 
+cdef extern from * nogil:
+    void __builtin_prefetch(const void *address)
+
 # A CPU may have AVX2 without fused multiply-add.
 cdef dot64_function dot64 = dot64_variant_named(CPU_VARIANT.encode())
 if dot64 == NULL:
@@ -275,11 +278,16 @@ cdef void copy_template(Frame *f) noexcept nogil:
 cdef void fill(Frame *f, const Instruction *steps, Py_ssize_t size, float *out) noexcept nogil:
     """Columns of the matrix for the current candidates; `out` is the first one's row."""
     cdef double[BLOCK] values
+    cdef float[BLOCK] rounded
     cdef Py_ssize_t i, s
     for s in range(size):
         evaluate(f, &steps[s], values)
+        for i in range(f.count):
+            rounded[i] = <float>values[i]
         for i in range(f.count):  # one NaN, whatever the arithmetic left
-            out[i * f.width + steps[s].column] = <float>values[i] if values[i] == values[i] else <float>NAN
+            rounded[i] = rounded[i] if rounded[i] == rounded[i] else <float>NAN
+        for i in range(f.count):
+            out[i * f.width + steps[s].column] = rounded[i]
 
 
 cdef void evaluate(Frame *f, const Instruction *step, double *out) noexcept nogil:
@@ -326,7 +334,7 @@ cdef void of_numbers(Frame *f, const Instruction *step, double *out) noexcept no
             out[i] = a[i] * step.parameter + b[i]
     else:
         for i in range(f.count):
-            out[i] = <double>(a[i] == b[i]) if a[i] == a[i] and b[i] == b[i] else NAN
+            out[i] = NAN if (a[i] != a[i]) | (b[i] != b[i]) else 1.0 if a[i] == b[i] else 0.0
 
 
 cdef void load_numbers(Frame *f, int place, int index, double *out) noexcept nogil:
@@ -422,7 +430,7 @@ cdef void of_similarities(Frame *f, int op, const Space *space, Py_ssize_t recen
         products += BLOCK
         if op == OP_MAX_SIMILARITY:
             for i in range(f.count):  # NaN is the highest
-                out[i] = products[i] if products[i] > out[i] or products[i] != products[i] else out[i]
+                out[i] = products[i] if (products[i] > out[i]) | (products[i] != products[i]) else out[i]
         else:
             for i in range(f.count):
                 out[i] += products[i]
@@ -541,6 +549,9 @@ cdef void load_group(Frame *f, Group *group, int64_t start, int64_t end) noexcep
     group.entries = 0
     add_entry(f, group, NO_KEY, NAN)
     add_entry(f, group, NO_KEY, 0.0)
+    if group.key != BY_ITEM:
+        for i in range(start, end):
+            __builtin_prefetch(f.features + max(f.history_rows[i], 0) * f.feature_width + group.key)
     for i in range(start, end):
         key = key_of(f, group, f.history_rows[i])
         if key == NO_KEY:
@@ -594,16 +605,18 @@ cdef int table_bits(Py_ssize_t entries) noexcept nogil:
 
 cdef void look_up_history(Frame *f) noexcept nogil:
     cdef const int64_t *rows = f.rows + f.first
+    cdef int64_t[BLOCK] keys
     cdef Group *group
     cdef Py_ssize_t g, i
     for g in range(f.group_count):
         group = &f.groups[g]
+        for i in range(f.count):  # first all keys, so that the CPU waits for many of them at once
+            keys[i] = key_of(f, group, rows[i])
         for i in range(f.count):
-            group.found[i] = entry_of(f, group, rows[i])
+            group.found[i] = entry_of(f, group, keys[i])
 
 
-cdef inline int32_t entry_of(Frame *f, const Group *group, int64_t row) noexcept nogil:
-    cdef int64_t key = key_of(f, group, row) if f.known[f.request] else NO_KEY
-    if key == NO_KEY:
+cdef inline int32_t entry_of(Frame *f, const Group *group, int64_t key) noexcept nogil:
+    if key == NO_KEY or not f.known[f.request]:
         return MISSING_KEY
     return max(slot_of(f, group, key)[0], <int32_t>ABSENT_KEY)

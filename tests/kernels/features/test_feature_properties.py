@@ -1,7 +1,16 @@
-"""Random schemas over random batches: program and reference agree bit for bit, and no request sees its batch-mates."""
+"""Random schemas over random batches: program and reference agree bit for bit, and no request sees its batch-mates.
 
+Inputs that fit nowhere near: what the program refuses at a glance is what the checks refuse in words.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +29,9 @@ from recserve.kernels.features import (
     recent_items,
     reference_features,
 )
+from recserve.kernels.features.checks import InputChecks
 from recserve.kernels.features.operations import Columns, resolve
+from recserve.kernels.vectors import CPU_VARIANTS
 
 DAY_US = 86_400_000_000
 VOCABULARIES = {"brand": 0, "category": 4, "color": 3}
@@ -216,8 +227,8 @@ def test_a_request_alone_equals_itself_in_a_batch(schema, requests, seed):
         assert_same_bits(alone, together[batch.offsets[r] : batch.offsets[r + 1]])
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_every_operation_on_every_operand_in_one_schema(seed):
+def whole_schema() -> FeatureSchema:
+    """Every operation on every combination of operands."""
     user = columns_of("user", ["number", "category", "category", "time", "categories", "categories"])
     context = columns_of("context", ["number", "category", "category", "time", "categories"])
     item = columns_of("item", ["number", "category", "category", "time"])
@@ -227,11 +238,172 @@ def test_every_operation_on_every_operand_in_one_schema(seed):
         for feature in possible_features(Columns.of(user, context, item), event, last)
     ]
     features = tuple(replace(feature, name=f"f{i}") for i, feature in enumerate(dict.fromkeys(possible)))
-    assert len(features) > 100
-    assert {feature.op for feature in features} == set(OPERATIONS)
-    schema = FeatureSchema(user, context, item, EVENTS, features)
+    return FeatureSchema(user, context, item, EVENTS, features)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_operation_on_every_operand_in_one_schema(seed):
+    schema = whole_schema()
+    assert len(schema.features) > 100
+    assert {feature.op for feature in schema.features} == set(OPERATIONS)
     random = Random(schema, seed)
     arrays = random.items(20)
     batch = random.batch(arrays, 5)
     found = FeatureProgram(schema, VOCABULARIES).compute(arrays, batch)
     assert_same_bits(found, reference_features(schema, VOCABULARIES, arrays, batch))
+
+
+def many_candidates(seed: int) -> tuple[ItemArrays, FeatureBatch]:
+    """Requests with 0, 1, 63, 64, 65 and 200 candidates: blocks of all lengths."""
+    schema = whole_schema()
+    random = Random(schema, seed)
+    items = random.items(50)
+    sizes = [0, 1, 63, 64, 65, 200]
+    batch, count, sources = random.batch(items, len(sizes)), sum(sizes), len(schema.sources)
+    return items, replace(
+        batch,
+        offsets=np.cumsum([0, *sizes]),
+        rows=random.rng.integers(0, 50, count),
+        source_scores=random.floats(count, sources),
+        source_ranks=random.floats(count, sources),
+    )
+
+
+def test_more_candidates_than_a_block_holds():
+    items, batch = many_candidates(4)
+    schema = whole_schema()
+    program = FeatureProgram(schema, VOCABULARIES)
+    together = program.compute(items, batch)
+    assert_same_bits(together, reference_features(schema, VOCABULARIES, items, batch))
+    for r in range(len(batch.time_us)):
+        alone = program.compute(items, one_request(batch, r))
+        assert_same_bits(alone, together[batch.offsets[r] : batch.offsets[r + 1]])
+
+
+def similarities(seed: int) -> tuple[FeatureSchema, ItemArrays, FeatureBatch]:
+    """Dot products and similarities to up to 20 recent items, in spaces of many dimensions; some vectors are odd."""
+    dims = (1, 2, 7, 8, 9, 15, 16, 31, 64, 100, 128)
+    features = tuple(
+        FeatureSpec(f"{op}_{dim}_{last}", op, (f"space.d{dim}",), last=last)
+        for dim in dims
+        for op, lasts in (("dot", (0,)), ("max_similarity", (1, 5, 20)), ("mean_similarity", (3, 20)))
+        for last in lasts
+    )
+    schema = FeatureSchema(event_types=EVENTS, features=features)
+    random = Random(schema, seed)
+    requests = 22  # request r has r recent items, so that products are taken in groups of every size
+    vectors = {f"d{dim}": random.vectors(40, dim, missing=0.05) for dim in dims}
+    vectors["d16"][:4] = np.array([np.inf, -np.inf, 3e38, 1e-45], np.float32)[:, np.newaxis]
+    items = ItemArrays(np.empty((40, 0), np.float32), np.empty((40, 0), np.int64), vectors)
+    batch = random.batch(items, requests)
+    return (
+        schema,
+        items,
+        replace(
+            batch,
+            recent_offsets=np.cumsum([0, *range(requests)]),
+            recent_rows=np.concatenate([random.rng.permutation(40)[:r] for r in range(requests)]),
+            user_vectors={f"d{dim}": random.vectors(requests, dim, missing=0.2) for dim in dims},
+        ),
+    )
+
+
+@pytest.mark.parametrize("variant", CPU_VARIANTS)
+def test_every_cpu_variant_gives_the_same_bits(tmp_path: Path, variant: str):
+    """In a process of its own, because the variant is chosen at import."""
+    schema, items, batch = similarities(5)
+    inputs = tmp_path / "inputs"
+    inputs.write_bytes(pickle.dumps((schema.to_json(), items, batch)))
+    script = (
+        "import pickle, sys; from recserve.kernels import vectors; "
+        "from recserve.kernels.features import FeatureProgram, FeatureSchema; "
+        f"assert vectors.CPU_VARIANT == {variant!r}; "
+        "schema, items, batch = pickle.load(open(sys.argv[1], 'rb')); "
+        "program = FeatureProgram(FeatureSchema.from_json(schema), {}); "
+        "sys.stdout.buffer.write(program.compute(items, batch).tobytes())"
+    )
+    command = [sys.executable, "-c", script, str(inputs)]
+    done = subprocess.run(command, env=os.environ | {"RECSERVE_CPU": variant}, capture_output=True, check=False)
+    assert done.stderr == b""
+    expected = reference_features(schema, {}, items, batch)
+    assert done.stdout == expected.tobytes()
+
+
+Refusal = tuple[type[Exception], str] | None
+
+
+def refusal(call: Callable[[ItemArrays, FeatureBatch], object], items: ItemArrays, batch: FeatureBatch) -> Refusal:
+    try:
+        call(items, batch)
+    except (TypeError, ValueError) as error:
+        return type(error), str(error)
+    return None
+
+
+def odd(array: np.ndarray) -> Iterator[object]:
+    """What could stand in an array's place; some of it is as good as the array."""
+    yield from (array.tolist(), array.ravel(), array[np.newaxis], array[..., np.newaxis], np.array(3, array.dtype))
+    kinds = ("f4", "f8", "i4", "i8", "u8", "q", "u1", "?", "f2", "g", "c8", "M8[s]", "m8[s]", "S4", "U1", "O")
+    yield from (np.zeros(array.shape, kind) for kind in kinds)
+    yield from (np.zeros(array.shape, [("x", array.dtype)]), array.astype(array.dtype.newbyteorder()))
+    yield from (array[1:], array[:-1], np.concatenate([array, array[:1]]), array[..., :-1])
+    yield from (np.asfortranarray(array), np.repeat(array, 2, axis=-1)[..., ::2], array[::-1])
+    yield np.lib.stride_tricks.as_strided(array[:1], strides=(3, *array.strides[1:]))
+    unaligned = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    unaligned[:] = np.frombuffer(array.tobytes(), np.uint8)
+    yield unaligned.view(array.dtype).reshape(array.shape)
+    for value in (-2, -1, 0, 2, 3, 4, 8, 127):
+        yield np.full_like(array, value)
+        changed = array.copy()
+        changed[-1:] = value
+        yield changed
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    yield from (frozen, frozen.view(np.memmap))
+
+
+def odd_inputs(items: ItemArrays, batch: FeatureBatch) -> Iterator[tuple[ItemArrays, FeatureBatch]]:
+    """The inputs with one array replaced."""
+    for name in ("features", "times"):
+        yield from ((replace(items, **{name: array}), batch) for array in odd(getattr(items, name)))
+    for array in odd(items.vectors["als"]):
+        yield replace(items, vectors=items.vectors | {"als": array}), batch
+    for name in FeatureBatch.__dataclass_fields__:
+        whole = getattr(batch, name)
+        if isinstance(whole, ColumnValues):
+            for part in ColumnValues.__dataclass_fields__:
+                for array in odd(getattr(whole, part)):
+                    yield items, replace(batch, **{name: replace(whole, **{part: array})})
+        elif name == "user_vectors":
+            yield from ((items, replace(batch, user_vectors=whole | {"als": array})) for array in odd(whole["als"]))
+        else:
+            yield from ((items, replace(batch, **{name: array})) for array in odd(whole))
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_the_program_refuses_what_the_checks_refuse(requests):
+    schema = whole_schema()
+    random = Random(schema, 6)
+    items = random.items(8)
+    batch = random.batch(items, requests)
+    program, checks = FeatureProgram(schema, VOCABULARIES), InputChecks(schema, VOCABULARIES)
+    outcomes = []
+    for its, this in odd_inputs(items, batch):
+        outcomes.append(refusal(checks.check, its, this))
+        assert refusal(program.compute, its, this) == outcomes[-1]
+    assert outcomes.count(None) > 100
+    assert len(set(outcomes)) > 100
+
+
+def test_items_that_came_before_are_those_of_the_call():
+    """The program keeps the items of its last call: others take their place, and nobody notices."""
+    schema = whole_schema()
+    program, seen = FeatureProgram(schema, VOCABULARIES), []
+    for seed in (7, 8, 7):
+        random = Random(schema, seed)
+        items = random.items(20)
+        batch = random.batch(items, 3)
+        seen.append((items, batch))
+    for items, batch in [*seen, *seen, seen[0], seen[0]]:
+        found = program.compute(items, batch)
+        assert_same_bits(found, reference_features(schema, VOCABULARIES, items, batch))
