@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypedDict
 
 import numpy as np
@@ -145,9 +146,7 @@ def tower_users(subjects: Sequence[Subject]) -> TowerArguments:
 
 def _offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """[len(parts) + 1]: where each part begins in the concatenation."""
-    offsets = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum([part.size for part in parts], out=offsets[1:])
-    return offsets
+    return np.array([0, *accumulate(part.size for part in parts)], np.int64)
 
 
 def _source_columns(wanted: Sequence[str], candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
