@@ -16,6 +16,7 @@ from recserve.server.bundle.errors import RecserveError
 from recserve.server.config import Settings
 from recserve.server.loading import load_pipeline, load_users
 from recserve.server.pipeline.pipeline import Pipeline
+from recserve.server.rpc.fronts import front_type
 from recserve.server.state.embedded import Users
 from recserve.server.text import pinned_clock, printable
 
@@ -34,6 +35,7 @@ def check(settings: Settings) -> bool:
     report.add("configuration", _OK, f"{len(settings.bundles)} bundles, {len(settings.placements)} placements")
     if settings.server.clock is not None:
         report.add("clock", _PINNED, pinned_clock(settings.server.clock))
+    report.examine("front", lambda: front_type(settings.server.front), lambda _: settings.server.front)
     pipelines: dict[str, Pipeline] = {}
     for source in settings.bundles:
         work = functools.partial(load_pipeline, source, settings, every_item=True)

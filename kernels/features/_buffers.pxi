@@ -68,16 +68,14 @@ cdef class Buffers:
         except (BufferError, ValueError):  # a dtype that buffers cannot express
             raise Misfit from None
         self.count += 1
-        if not (is_of(buffer, kind) and is_shaped(buffer, rows, columns) and is_readable(buffer)):
+        if not (is_of(buffer, kind) and is_shaped(buffer, rows, columns) and PyBuffer_IsContiguous(buffer, b"C")):
             raise Misfit
         return buffer
 
 
 cdef bint is_of(const Py_buffer *buffer, Kind kind) noexcept:
-    """Whether the elements are of this kind, in native byte order."""
+    """Whether the elements are of this kind. NumPy marks another byte order, or addresses that are not aligned."""
     cdef const char *format = buffer.format
-    if format[0] == b"=":  # native, too: how NumPy writes it depends on strides
-        format += 1
     if format[0] == 0 or format[1] != 0:
         return False
     if kind == FLOAT32:
@@ -94,9 +92,3 @@ cdef bint is_shaped(const Py_buffer *buffer, Py_ssize_t rows, Py_ssize_t columns
     if buffer.ndim != (1 if columns == NO_AXIS else 2) or (rows != ANY and buffer.shape[0] != rows):
         return False
     return columns < 0 or buffer.shape[1] == columns
-
-
-cdef bint is_readable(const Py_buffer *buffer) noexcept:
-    """Whether it is C-contiguous and aligned."""
-    cdef bint aligned = buffer.len == 0 or <uintptr_t>buffer.buf % buffer.itemsize == 0
-    return aligned and PyBuffer_IsContiguous(<Py_buffer *>buffer, b"C")

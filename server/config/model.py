@@ -46,6 +46,11 @@ class ServerSettings(_Section):
     port: int = Field(
         default=50051, ge=0, le=65535, description="TCP port; 0 takes a free one, which is printed and logged."
     )
+    front: Literal["grpc", "native"] = Field(
+        default="grpc",
+        description="What speaks gRPC: grpcio, or pygrpc-native (the extra `[native]`), which takes less CPU a "
+        "request, and is for callers who can be trusted: `docs/fronts.md`.",
+    )
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024,
         ge=64 * 1024,

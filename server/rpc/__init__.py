@@ -1,6 +1,7 @@
 """The way of a request from bytes to bytes.
 
-app          grpc.aio front: sockets, health, reflection
+app          a service on the network: a front, health, reflection, drain
+fronts       what speaks gRPC: grpcio, pygrpc-native
 servicer     the methods, whatever front brings the bytes
 convert      request -> query: validate (sizes, ranges), placements (defaults), resolve (names in a bundle)
 admission    lets in what can be served in time
@@ -12,8 +13,8 @@ status       error -> status: one table
 from __future__ import annotations
 
 from recserve.server.rpc.app import RpcServer
-from recserve.server.rpc.errors import ListenError, PlacementError
+from recserve.server.rpc.errors import FrontError, ListenError, PlacementError
 from recserve.server.rpc.placements import check_placements
 from recserve.server.rpc.servicer import RecommenderService
 
-__all__ = ["ListenError", "PlacementError", "RecommenderService", "RpcServer", "check_placements"]
+__all__ = ["FrontError", "ListenError", "PlacementError", "RecommenderService", "RpcServer", "check_placements"]

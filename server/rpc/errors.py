@@ -5,6 +5,7 @@ RequestError                     see recserve.server.pipeline.errors
 └── NotImplementedMethodError    the contract defines the method, this build does not answer it
 
 RecserveError                    see recserve.server.bundle.errors
+├── FrontError                   the configured front cannot be had
 ├── ListenError                  the server cannot listen on its address
 └── PlacementError               a configured placement needs what a bundle lacks
 """
@@ -34,6 +35,10 @@ class NotImplementedMethodError(RequestError):
     def __init__(self, method: str) -> None:
         self.method = method
         super().__init__(f"{method} is part of the API but not implemented in this version of recserve")
+
+
+class FrontError(RecserveError):
+    """The configured front cannot be had; the message says why, and what to do."""
 
 
 class ListenError(RecserveError):

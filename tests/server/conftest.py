@@ -72,6 +72,14 @@ class ServerProcess:
         return self.process.wait(SECONDS)
 
 
+@pytest.fixture(scope="module", params=["grpc", "native"])
+def front(request: pytest.FixtureRequest) -> str:
+    """Each front; what servers do must not depend on which it is."""
+    if request.param == "native":
+        pytest.importorskip("pygrpc_native", reason="pygrpc-native is in the extra [native]")
+    return str(request.param)
+
+
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Starts servers; what still runs at the end of the test is killed."""
@@ -94,12 +102,14 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ServerProc
 
 
 @pytest.fixture(scope="module")
-def address(tiny_originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(tiny_originals: Path, tmp_path_factory: pytest.TempPathFactory, front: str) -> Iterator[str]:
     """A server over the tiny bundle and snapshot, for tests that only ask."""
     directory = tmp_path_factory.mktemp("server")
     config = directory / "server.toml"
     config.write_text(
         f"""
+        [server]
+        front = "{front}"
         [[bundles]]
         path = "{tiny_originals / "bundle"}"
         [state]

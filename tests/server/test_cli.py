@@ -332,7 +332,8 @@ def test_check_tells_what_would_be_served(
     assert found.returncode == 0, found.stderr
     _, *rows = [line.split() for line in found.stdout.splitlines()]
     assert [row[: row.index("ok") + 1] for row in rows] == [
-        ["configuration", "ok"], ["bundle", "default", "ok"], ["bundle", "canary", "ok"], ["users", "ok"],
+        ["configuration", "ok"], ["front", "ok"],
+        ["bundle", "default", "ok"], ["bundle", "canary", "ok"], ["users", "ok"],
     ]  # fmt: skip
     assert "tiny 2" in found.stdout
     assert "50 users" in found.stdout
@@ -346,8 +347,8 @@ def test_check_looks_at_everything_even_where_a_part_fails(
     found = recserve("check", *arguments, COLUMNS="300")
     assert found.returncode == 1
     assert "no such directory: /none" in found.stdout
-    assert [line.split()[:3] for line in found.stdout.splitlines()[1:4]] == [
-        ["configuration", "ok", "2"], ["bundle", "a", "failed"], ["bundle", "b", "ok"],
+    assert [line.split()[:3] for line in found.stdout.splitlines()[1:5]] == [
+        ["configuration", "ok", "2"], ["front", "ok", "grpc,"], ["bundle", "a", "failed"], ["bundle", "b", "ok"],
     ]  # fmt: skip
     assert "does not fit bundle" in found.stdout
 

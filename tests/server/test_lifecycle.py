@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -70,6 +71,12 @@ def calls_in_flight(callers: ThreadPoolExecutor, address: str, calls: int) -> li
     return [each for each in sent if not each.done()]
 
 
+@pytest.fixture(name="start_server")
+def fixture_start_server(start_server: Start, front: str) -> Start:
+    """Starts servers with each front."""
+    return functools.partial(start_server, "--set", f"server.front={front}")
+
+
 # ------------------------------------------------------------------------------------------------------------ start
 
 
@@ -114,14 +121,14 @@ def test_it_tells_at_the_end_what_caches_were_good_for(start_server: Start, tiny
     assert "cache of answers: 2 hits, 1 misses, 1 entries" in server.log
 
 
-def test_a_taken_port_is_an_error_at_once(start_server: Start, recserve: Run, tiny_bundle: Make) -> None:
+def test_a_taken_port_is_an_error_at_once(start_server: Start, recserve: Run, tiny_bundle: Make, front: str) -> None:
     bundle = tiny_bundle()
     port = start_server("--bundle", f"{bundle}").wait_until_ready().rpartition(":")[2]
-    second = recserve("serve", "--bundle", f"{bundle}", "--port", port)
+    second = recserve("serve", "--bundle", f"{bundle}", "--port", port, RECSERVE_SERVER__FRONT=front)
     assert second.returncode == 1
     assert second.stdout == ""
     assert second.stderr.startswith(f"recserve: cannot listen on 127.0.0.1:{port}: ")
-    assert len(second.stderr.splitlines()) == 1, "the C core's own log has no place here"
+    assert len(second.stderr.splitlines()) == 1, "the libraries' own logs have no place here"
 
 
 def test_a_port_that_another_program_holds(recserve: Run, tiny_bundle: Make) -> None:
@@ -227,8 +234,9 @@ lifecycle.load = lambda settings: time.sleep(300)
 """
 
 
-def test_while_it_loads_it_is_alive_but_not_serving(tmp_path: Path) -> None:
-    with serving(LOADING, "--bundle", f"{tmp_path}", stdout=subprocess.PIPE) as server:
+def test_while_it_loads_it_is_alive_but_not_serving(tmp_path: Path, front: str) -> None:
+    arguments = ("--bundle", f"{tmp_path}", "--set", f"server.front={front}")
+    with serving(LOADING, *arguments, stdout=subprocess.PIPE) as server:
         address = line_with(server, "listening on").split()[-1]
         assert health_of(address) == NOT_SERVING
         with pytest.raises(grpc.RpcError) as caught:
@@ -304,9 +312,11 @@ Pipeline.run = run
 
 
 def test_a_kernel_that_does_not_return_does_not_keep_the_process(
-    tiny_bundle: Make, callers: ThreadPoolExecutor
+    tiny_bundle: Make, callers: ThreadPoolExecutor, front: str
 ) -> None:
-    arguments = ("--bundle", f"{tiny_bundle()}", "--set", "server.drain_seconds=1")
+    arguments = (
+        "--bundle", f"{tiny_bundle()}", "--set", "server.drain_seconds=1", "--set", f"server.front={front}"
+    )  # fmt: skip
     with serving(STUCK, *arguments, stdout=subprocess.PIPE) as server:
         address = line_with(server, "serving on").split()[-1]
         call = callers.submit(recommend, address)

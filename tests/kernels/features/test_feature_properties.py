@@ -293,6 +293,9 @@ def similarities(seed: int) -> tuple[FeatureSchema, ItemArrays, FeatureBatch]:
     random = Random(schema, seed)
     requests = 22  # request r has r recent items, so that products are taken in groups of every size
     vectors = {f"d{dim}": random.vectors(40, dim, missing=0.05) for dim in dims}
+    for array in vectors.values():  # so that the order of a sum shows: what is added between these two is lost
+        for row in array[10:]:
+            row[random.rng.integers(len(row), size=2)] = 2.0**60, -(2.0**60)
     vectors["d16"][:4] = np.array([np.inf, -np.inf, 3e38, 1e-45], np.float32)[:, np.newaxis]
     items = ItemArrays(np.empty((40, 0), np.float32), np.empty((40, 0), np.int64), vectors)
     batch = random.batch(items, requests)
@@ -303,7 +306,7 @@ def similarities(seed: int) -> tuple[FeatureSchema, ItemArrays, FeatureBatch]:
             batch,
             recent_offsets=np.cumsum([0, *range(requests)]),
             recent_rows=np.concatenate([random.rng.permutation(40)[:r] for r in range(requests)]),
-            user_vectors={f"d{dim}": random.vectors(requests, dim, missing=0.2) for dim in dims},
+            user_vectors={f"d{dim}": np.sign(random.vectors(requests, dim, missing=0.2)) for dim in dims},
         ),
     )
 

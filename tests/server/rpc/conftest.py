@@ -216,13 +216,13 @@ class Served:
 
 
 @pytest.fixture
-def over_grpc(run: Callable[..., Any]) -> Callable[..., Any]:
+def over_grpc(run: Callable[..., Any], front: str) -> Callable[..., Any]:
     """`over_grpc(scenario, pipeline, store, **sections)` runs a scenario against a server of its own."""
 
     async def serving(scenario: Callable[..., Any], pipeline: Any, store: Any, sections: dict[str, Any]) -> Any:
         defaults = {
             "bundles": [{"path": "unused"}],
-            "server": {"port": 0, "default_deadline_ms": 10_000},
+            "server": {"port": 0, "default_deadline_ms": 10_000, "front": front},
             "state": {"deadline_ms": 2000},
             "compute": {"threads": 2, "max_batch": 8},
         }

@@ -1,4 +1,4 @@
-"""The whole road over real sockets: a grpc.aio server and clients, real pipelines over the tiny bundle."""
+"""The whole road over real sockets: each front, grpc.aio clients, real pipelines over the tiny bundle."""
 
 from __future__ import annotations
 
@@ -96,6 +96,11 @@ def settings(**sections) -> Settings:
     return Settings(**{**defaults, **merged})
 
 
+def fronted(configured: Settings, front: str) -> Settings:
+    """The same settings with this front."""
+    return configured.model_copy(update={"server": configured.server.model_copy(update={"front": front})})
+
+
 @dataclass
 class Client:
     """A connection to a server, and the server itself."""
@@ -120,8 +125,7 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(pipelines, store, configured=None) -> AsyncIterator[Client]:
-    configured = configured or settings()
+async def serving(pipelines, store, configured) -> AsyncIterator[Client]:
     registry = BundleRegistry()
     for name, pipeline in pipelines.items():
         registry.add(name, pipeline)
@@ -138,13 +142,13 @@ async def serving(pipelines, store, configured=None) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-def serve(run, shop) -> Callable[..., Any]:
+def serve(run, shop, front) -> Callable[..., Any]:
     """Runs a scenario against a server, on the loop that the server is deployed with."""
 
     def served(scenario, *, pipelines=None, store=None, configured=None, seconds=60):
         async def main():
             chosen = {"main": shop.pipeline} if pipelines is None else pipelines
-            async with serving(chosen, store or shop.store(), configured) as client:
+            async with serving(chosen, store or shop.store(), fronted(configured or settings(), front)) as client:
                 return await scenario(client)
 
         return run(main(), seconds=seconds, loop=uvloop.new_event_loop)
@@ -919,9 +923,9 @@ def test_draining_cuts_off_what_takes_too_long(serve, shop):
     assert seconds < 3
 
 
-def test_a_taken_port_is_refused(serve):
+def test_a_taken_port_is_refused(serve, front):
     async def scenario(client):
-        configured = settings(server={"port": client.port})
+        configured = fronted(settings(server={"port": client.port}), front)
         second = RpcServer(client.service, configured.server)
         with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{client.port}: Address already in use"):
             await second.listen()
@@ -937,9 +941,9 @@ def test_a_taken_port_is_refused(serve):
         ("192.0.2.1", "Cannot assign requested address"),
     ],
 )
-def test_a_host_that_cannot_be_listened_on_is_refused(serve, host, reason):
+def test_a_host_that_cannot_be_listened_on_is_refused(serve, front, host, reason):
     async def scenario(client):
-        configured = settings(server={"host": host, "port": 0})
+        configured = fronted(settings(server={"host": host, "port": 0}), front)
         with pytest.raises(ListenError, match=f"cannot listen on {host}:0: {reason}"):
             await RpcServer(client.service, configured.server).listen()
 

@@ -1,0 +1,71 @@
+"""The front of grpcio."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import grpc
+import grpc.aio
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from recserve.server.config import ServerSettings
+from recserve.server.rpc.fronts.address import Address
+from recserve.server.rpc.servicer import SERVICE, RecommenderService
+
+Handler = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
+
+
+class GrpcioFront:
+    """One grpc.aio server for everything; see `Front`."""
+
+    def __init__(self, service: RecommenderService, settings: ServerSettings) -> None:
+        self.others = grpc.aio.server(options=server_options(settings))
+        self.others.add_generic_rpc_handlers((_handlers(service),))
+
+    def bind(self, address: Address) -> int:
+        """See `Front`."""
+        try:
+            return self.others.add_insecure_port(address.text)
+        except RuntimeError as error:  # gRPC does not tell why
+            raise address.refused(address.obstacle()) from error
+
+    async def start(self) -> None:
+        """See `Front`."""
+        await self.others.start()
+
+    async def stop(self, grace: float) -> None:
+        """See `Front`."""
+        await self.others.stop(grace)
+
+
+def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
+    """Options of a grpc.aio server."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # what the contract allows is sent; callers set their own limits
+        # A second server on the same port must fail, not share its connections silently.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _handlers(service: RecommenderService) -> grpc.GenericRpcHandler:
+    """Every method of the contract, with bytes in and bytes out."""
+    return grpc.method_handlers_generic_handler(
+        SERVICE.full_name,
+        {
+            method.name: grpc.unary_unary_rpc_method_handler(_handler(service, method.name))
+            for method in SERVICE.methods
+        },
+    )
+
+
+def _handler(service: RecommenderService, method: str) -> Handler:
+    async def handle(payload: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        reply = await service.answer(method, payload, context.time_remaining())
+        if isinstance(reply, Status):
+            status = rpc_status.to_status(reply)
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        return reply
+
+    return handle

@@ -1,0 +1,148 @@
+"""The front of pygrpc-native: HTTP/2, framing and deadlines in Rust, outside the interpreter's lock.
+
+    sockets -> Rust -+-> calls -> a thread -> the event loop -> a task for each call -> answer -> Rust
+                     `-> calls of other methods (health, reflection) -> a grpc.aio server on a Unix socket
+
+Calls that arrive while the loop is busy come to it together, in one wake-up. That a call is over before it is answered,
+because its caller has left or its deadline has passed, comes the same way, and cancels the call's task.
+
+It uses the batch interface of pygrpc-native instead of its copy of grpc.aio: see docs/fronts.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import grpc.aio
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+from pygrpc_native import NativeGrpcFront
+
+from recserve.server.config import ServerSettings
+from recserve.server.rpc.fronts.address import Address
+from recserve.server.rpc.fronts.grpcio import server_options
+from recserve.server.rpc.servicer import SERVICE, RecommenderService
+
+_METHODS: Final = tuple(method.name for method in SERVICE.methods)
+"""By the number that pygrpc-native gives them."""
+
+_EVENTS: Final = 256
+"""Most calls that the loop is handed at once."""
+
+_IO_THREADS: Final = 1
+"""One sends and receives several times as much as one event loop can answer."""
+
+_STREAMS: Final = 2**31 - 1
+"""Calls that a connection may have open: as with grpcio, it is admission that tells callers of too much load."""
+
+Details = tuple[Sequence[tuple[str, str | bytes]], str, float | None]
+"""Metadata, peer, and the seconds until the deadline, None without one."""
+
+Event = tuple[int, int, int, bytes | None, bytes | str | None, Details | None]
+"""Kind, number of the call, number of the method, payload, peer, details; without the last three the call is over."""
+
+
+class NativeFront:
+    """pygrpc-native for the contract's methods, grpcio behind it for all others; see `Front`."""
+
+    def __init__(self, service: RecommenderService, settings: ServerSettings) -> None:
+        self.others = grpc.aio.server(options=server_options(settings))
+        self._service = service
+        self._max_bytes = settings.max_message_bytes
+        self._loop = asyncio.get_running_loop()
+        self._receiver = threading.Thread(target=self._receive, name="native-front", daemon=True)
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._answered = -math.inf
+        self._native: NativeGrpcFront
+        self._folder: tempfile.TemporaryDirectory[str]
+
+    def bind(self, address: Address) -> int:
+        """See `Front`."""
+        if reason := address.obstacle():  # asked first: pygrpc-native would write it to stderr, past the log
+            raise address.refused(reason)
+        try:
+            self._native = _opened(address)
+        except OSError as error:
+            raise address.refused(error.strerror) from error
+        return self._native.bound_port
+
+    async def start(self) -> None:
+        """See `Front`."""
+        self._folder = tempfile.TemporaryDirectory(prefix="recserve-")
+        path = Path(self._folder.name) / "others.sock"
+        self.others.add_insecure_port(f"unix:{path}")
+        await self.others.start()
+        self._native.set_fallback(str(path))
+        self._native.start()
+        self._receiver.start()
+
+    async def stop(self, grace: float) -> None:
+        """See `Front`."""
+        end = self._loop.time() + grace
+        others = asyncio.create_task(self.others.stop(grace))
+        if self._calls:
+            await asyncio.wait(self._calls.values(), timeout=grace)
+        for task in self._calls.values():
+            task.cancel()
+        # Closing drops answers that are still on their way out, and nothing tells when they have left.
+        await asyncio.sleep(min(end, self._answered + grace) - self._loop.time())
+        await others
+        await asyncio.to_thread(self._close)
+        self._folder.cleanup()
+
+    def _close(self) -> None:
+        self._native.close()
+        self._receiver.join()
+
+    def _receive(self) -> None:
+        """The receiving thread: hand over what happens until the front is closed."""
+        while (events := self._native.recv_batch_details(_EVENTS)) is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody answers
+                self._loop.call_soon_threadsafe(self._handle, events)
+
+    def _handle(self, events: Iterable[Event]) -> None:
+        for _, call, method, payload, _, details in events:
+            if payload is not None and details is not None:
+                answering = self._answer(call, _METHODS[method], payload, details[2])
+                self._calls[call] = self._loop.create_task(answering)
+            elif (task := self._calls.get(call)) is not None:
+                task.cancel()
+
+    async def _answer(self, call: int, method: str, payload: bytes, time_left: float | None) -> None:
+        try:
+            if len(payload) > self._max_bytes:
+                self._native.fail(call, Code.RESOURCE_EXHAUSTED, f"the request is larger than {self._max_bytes} bytes")
+            else:
+                self._send(call, await self._service.answer(method, payload, time_left))
+        except Exception:  # whatever it is, nobody shall wait for an answer that does not come
+            self._native.fail(call, Code.INTERNAL, "internal error")
+            raise
+        finally:
+            self._answered = self._loop.time()
+            del self._calls[call]
+
+    def _send(self, call: int, reply: bytes | Status) -> None:
+        if isinstance(reply, Status):
+            metadata = rpc_status.to_status(reply).trailing_metadata
+            self._native.fail(call, reply.code, reply.message, metadata)
+        else:
+            self._native.respond(call, reply)
+
+
+def _opened(address: Address) -> NativeGrpcFront:
+    return NativeGrpcFront(
+        address.text,
+        [(f"/{SERVICE.full_name}/{name}", False) for name in _METHODS],
+        io_threads=_IO_THREADS,
+        call_details=True,
+        keepalive_permit_without_calls=False,  # as grpcio
+        max_concurrent_streams=_STREAMS,
+    )
