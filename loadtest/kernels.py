@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from recserve.kernels import ids, rerank, vectors
+from recserve.loadtest.crosses import measure_features
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.masks import measure_filters
 from recserve.loadtest.results import Measurement, time_call
@@ -21,7 +22,7 @@ INNER_DIM = 32
 
 
 def measure_kernels(items: int, runs: int, seed: int = 1) -> Iterator[Measurement]:
-    """Measure search, ids, filters and re-ranking.
+    """Measure search, ids, filters, features and re-ranking.
 
     Args:
         items: rows of the item table.
@@ -33,6 +34,7 @@ def measure_kernels(items: int, runs: int, seed: int = 1) -> Iterator[Measuremen
     yield from _search(table, queries, runs)
     yield from _ids(items, runs, random)
     yield from measure_filters(items, runs, random)
+    yield from measure_features(table, runs, random)
     yield from _rerank(table, runs, random)
 
 
@@ -117,7 +119,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 BASICS: Final = KernelSet(
     name="basics",
-    help="exact search, id lookup, filters and re-ranking",
+    help="exact search, id lookup, filters, features and re-ranking",
     workload="kernels",
     add_options=_add_options,
     measure=lambda options: measure_kernels(options.items, options.runs),

@@ -53,6 +53,8 @@ def test_every_kernel_is_measured() -> None:
         "recserve key lookup",
         "recserve filter mask",
         "recserve filter mask, a new category",
+        "recserve features of candidates",
+        "recserve features of a request",
         "recserve caps and MMR",
     }
     assert all(min(each.milliseconds) > 0 for each in measured)
