@@ -19,12 +19,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.loadtest.generator.client import Calls
+from recserve.loadtest.generator.http import HttpCalls
 from recserve.loadtest.generator.record import UNSENT, Record
 from recserve.loadtest.generator.wire import Requests
 from recserve.server.bundle.errors import RecserveError
@@ -32,6 +33,10 @@ from recserve.server.bundle.errors import RecserveError
 _LEAD_NS: Final = 100_000_000
 """From the word to start until the first request is due: the processes have to hear it."""
 _START_SECONDS: Final = 30.0
+
+
+Protocol = Literal["grpc", "http"]
+"""What a target speaks: gRPC over HTTP/2, or JSON over HTTP/1.1."""
 
 
 class GeneratorError(RecserveError):
@@ -43,7 +48,7 @@ class Load:
     """What generators have to know.
 
     Attributes:
-        host, port: of the target.
+        host, port, protocol: of the target.
         requests: what is sent, in the order of the schedule.
         connections: of each process.
         processes: each sends every processes-th request.
@@ -65,6 +70,7 @@ class Load:
     times_every: int = 10
     outstanding: int = 0
     seconds: float = 0.0
+    protocol: Protocol = "grpc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,7 @@ class _Child:
                 "memory": descriptor,
                 "host": load.host,
                 "port": load.port,
+                "protocol": load.protocol,
                 "connections": load.connections,
                 "core": load.cores[number % len(load.cores)] if load.cores else None,
                 "realtime": load.realtime,
@@ -244,7 +251,7 @@ def _generate() -> None:
     requests: Requests = job["requests"]
     count, every = len(requests.message), job["times_every"]
     record = Record.within(mmap.mmap(job["memory"], Record.size_of(count, every)), count, every)
-    calls = Calls(requests, record)
+    calls = Calls(requests, record) if job["protocol"] == "grpc" else HttpCalls(requests, record)
     address = job["host"], job["port"]
     try:
         sockets = [socket.create_connection(address, timeout=5) for _ in range(job["connections"])]
