@@ -73,7 +73,8 @@ class Truth:
         score = rows @ self.linear + np.sin(2 * rows[:, self.waves]).sum(axis=1)
         score += 3 * (rows[:, USER_FEATURES] * rows[:, self.partners]).sum(axis=1)
         score += 0.2 * score.std() * random.standard_normal(len(rows))
-        return np.digitize(score, np.quantile(score, (0.5, 0.75, 0.9, 0.97)))
+        labels: NDArray[np.int64] = np.digitize(score, np.quantile(score, (0.5, 0.75, 0.9, 0.97)))
+        return labels
 
 
 class Marketplace:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -45,7 +45,7 @@ from recserve.loadtest.reference.market import (
     snapshot_spec,
 )
 from recserve.loadtest.reference.ranking import CANDIDATES, ExampleMaker, make_examples, ranker_spec, train
-from recserve.loadtest.reference.recipe import NOW, Recipe
+from recserve.loadtest.reference.recipe import Recipe
 from recserve.loadtest.reference.schema import SPACE, reference_schema
 from recserve.loadtest.results import commit, host, versions
 
@@ -139,7 +139,7 @@ class _Making:
             snapshot = export_snapshot(
                 snapshot_spec(users, self.recipe.digest()[:12]), schema, VOCABULARIES, self.directory / SNAPSHOT
             )
-            running.note = f"{len(users.table):,} users, {len(users.history):,} history entries"
+            running.note = f"{len(users.history):,} history entries"
         booster, ranker = self._train(market, items, vectors, users)
         spec = BundleSpec(
             name=self.recipe.name,
@@ -161,8 +161,8 @@ class _Making:
         del users, vectors
         report = export_bundle(spec, self.directory / BUNDLE, snapshot=snapshot, console=self.console)
         shutil.rmtree(work)
-        (self.directory / CONFIG).write_text(_CONFIG.format(name=self.recipe.name, clock=f"{NOW:%Y-%m-%dT%H:%M:%SZ}"))
-        (self.directory / SCENARIO).write_text(_SCENARIO.format(name=self.recipe.name))
+        (self.directory / CONFIG).write_text(self.recipe.config(), encoding="utf-8")
+        (self.directory / SCENARIO).write_text(self.recipe.scenario(), encoding="utf-8")
         return self._about(report, booster)
 
     def _draw(self, market: Market, work: Path) -> tuple[Items, NDArray[np.float32], Users]:
@@ -192,7 +192,7 @@ class _Making:
             running.note = f"{len(examples.features):,} rows"
         with self._step("forest", self.recipe.trees) as running:
             booster = train(self.recipe, examples, schema.names, running.advance)
-            running.note = f"{request_split_share(booster):.0%} of splits on user and context features"
+            running.note = f"{request_split_share(booster):.0%} of splits by user and context"
             return booster, ranker_spec(booster, held_out)
 
     def _about(self, report: ExportReport, booster: lightgbm.Booster) -> dict[str, Any]:
@@ -223,44 +223,3 @@ class _Making:
         with stage(self.console, name, steps) as running:
             yield running
         self.seconds[name] = time.perf_counter() - start
-
-
-_CONFIG: Final = """\
-# The reference workload "{name}". `recserve serve --config recserve.toml`
-
-# Behind all that the users have done; ages and hours are the same whenever it is measured.
-[server]
-clock = {clock}
-
-[[bundles]]
-name = "{name}"
-path = "bundle"
-
-[state]
-snapshot = "snapshot"
-
-# The user tower runs for every request.
-[user_vector_cache]
-entries = 0
-
-[placements.default]
-candidates = 500
-sources = [{{ name = "ann", weight = 1.0 }}]
-caps = [{{ attribute = "category", max = 3 }}]
-mmr_weight = 0.8
-diversity_space = "ann"
-"""
-
-_SCENARIO: Final = """\
-description = "The reference workload {name}: Recommend alone, 20 items, in the default placement."
-
-[users]
-zipf = 1.0
-
-[[requests]]
-method = "Recommend"
-count = 20
-device = "device-1"
-countries = ["country-00", "country-01", "country-02", "country-03", "country-04", "country-05"]
-deadline_ms = 1000
-"""

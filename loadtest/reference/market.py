@@ -23,19 +23,14 @@ from recserve.loadtest.reference.tower import UserTower
 Codes = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
-SIZES: Final = {
-    "category": 200,
-    "brand": 500,
-    "seller": 1000,
-    "colour": 16,
-    "material": 30,
-    "tier": 4,
-    "country": 12,
-    "device": 4,
+_NUMBERED: Final = {"category": 200, "brand": 500, "seller": 1000, "colour": 16, "material": 30}
+VOCABULARIES: Final[dict[str, tuple[str, ...]]] = {
+    **{name: tuple(f"{name}-{number:03}" for number in range(size)) for name, size in _NUMBERED.items()},
+    "tier": ("basic", "bronze", "silver", "gold"),
+    "country": ("AT", "BE", "CH", "DE", "DK", "ES", "FI", "FR", "GB", "IT", "NL", "SE"),
+    "device": ("desktop", "phone", "tablet", "app"),
 }
-VOCABULARIES: Final = {
-    name: tuple(f"{name}-{number:0{len(str(size - 1))}}" for number in range(size)) for name, size in SIZES.items()
-}
+SIZES: Final = {name: len(words) for name, words in VOCABULARIES.items()}
 NOW_US: Final = int(NOW.timestamp()) * 1_000_000
 DAY_US: Final = 86_400_000_000
 
@@ -265,7 +260,8 @@ def _items_of(wanted: NDArray[np.int64], centres: Codes, random: np.random.Gener
 def _brand(category: Codes, random: np.random.Generator) -> Codes:
     """One of the ten brands of each category, some of which it shares with its neighbours."""
     chosen = random.integers(0, _BRANDS, len(category), np.int32)
-    return ((_BRANDS // 2 * category + chosen) % SIZES["brand"]).astype(np.int32)
+    brand: Codes = (_BRANDS // 2 * category + chosen) % np.int32(SIZES["brand"])
+    return brand
 
 
 def _withheld(values: Floats, share: float, random: np.random.Generator) -> Floats:

@@ -52,12 +52,22 @@ class Recipe:
         if self.items < GROUP:
             raise ValueError(f"{self.items} items are fewer than the {GROUP} of a training group")
 
+    def config(self) -> str:
+        """The server's configuration; paths are relative to the file."""
+        return _CONFIG.format(name=self.name, clock=f"{NOW:%Y-%m-%dT%H:%M:%SZ}")
+
+    def scenario(self) -> str:
+        """What is asked, and by whom."""
+        return _SCENARIO.format(name=self.name)
+
     def document(self) -> dict[str, Any]:
         """All that the workload depends on, for JSON."""
         return {
             **asdict(self),
             "generation": GENERATION,
             "bundle_format": SCHEMA_VERSION,
+            "config": self.config(),
+            "scenario": self.scenario(),
             "features": json.loads(reference_schema().to_json()),
             "versions": {"lightgbm": lightgbm.__version__, "numpy": np.__version__},
         }
@@ -75,3 +85,43 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         Recipe(name="large", items=10_000_000, users=1_000_000, trees=1000),
     )
 }
+
+_CONFIG: Final = """\
+# The reference workload "{name}". `recserve serve --config recserve.toml`
+
+# Behind all that the users have done; ages and hours are the same whenever it is measured.
+[server]
+clock = {clock}
+
+[[bundles]]
+name = "{name}"
+path = "bundle"
+
+[state]
+snapshot = "snapshot"
+
+# The user tower runs for every request.
+[user_vector_cache]
+entries = 0
+
+[placements.default]
+candidates = 500
+sources = [{{ name = "ann", weight = 1.0 }}]
+caps = [{{ attribute = "category", max = 3 }}]
+mmr_weight = 0.8
+diversity_space = "ann"
+"""
+
+_SCENARIO: Final = """\
+description = "The reference workload {name}: Recommend alone, 20 items, in the default placement."
+
+[users]
+zipf = 1.0
+
+[[requests]]
+method = "Recommend"
+count = 20
+device = "phone"
+countries = ["AT", "CH", "DE", "FR", "GB", "IT"]
+deadline_ms = 1000
+"""
