@@ -15,6 +15,7 @@ from recserve.loadtest.forest.command import FOREST
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.kernels import BASICS
+from recserve.loadtest.reference.command import add_workload
 from recserve.loadtest.results import document, table, write
 from recserve.loadtest.retrieval.command import RETRIEVAL
 from recserve.loadtest.runs.command import add_commands
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--out", type=Path, default=Path(f"build/bench/{each.workload}.json"))
         added.set_defaults(run=functools.partial(_kernels, each))
     add_commands(commands)
+    add_workload(commands)
     return parser
 
 
