@@ -171,7 +171,7 @@ def _items(bundle: Bundle) -> Items:
 
 
 def _ready(columns: dict[str, Doubles], names: tuple[str, ...]) -> Floats:
-    """[rows, names]"""
+    """The named columns side by side, [rows, names]."""
     table = np.empty((len(columns[names[0]]), len(names)), np.float32)
     for place, name in enumerate(names):
         table[:, place] = np.log1p(columns[name]) if name in LOGARITHMS else columns[name]

@@ -66,7 +66,7 @@ class Features:
         return matrix
 
     def _of_request(self, asked: Asked) -> Floats:
-        """[40]"""
+        """What the user and the situation are, [40]."""
         users, user = self._users, asked.user
         hour, weekday = asked.time_us // HOUR_US % 24, (asked.time_us // DAY_US + 3) % 7
         home = users.home_country[user]

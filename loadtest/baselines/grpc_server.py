@@ -1,4 +1,4 @@
-"""The straightforward service behind grpc.aio: `python -m recserve.loadtest.baselines.grpc_server --config … --index …`.
+"""The straightforward service behind grpc.aio: `python -m recserve.loadtest.baselines.grpc_server --config FILE`.
 
 Requests are answered on the event loop, one after the other: with one core a thread could only take turns with it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Final
+from typing import Final, TypeAlias
 
 import grpc
 import uvloop
@@ -15,12 +15,14 @@ import uvloop
 from recserve.loadtest.baselines.recommender import Recommender
 from recserve.loadtest.baselines.start import opened
 from recserve.v1 import recommender_pb2 as pb
-from recserve.v1 import recommender_pb2_grpc
 
+SERVICE: Final = "recserve.v1.RecommenderService"
 DEFAULT_COUNT: Final = 20
 
+Context: TypeAlias = "grpc.aio.ServicerContext[pb.RecommendRequest, pb.RecommendResponse]"
 
-class Servicer(recommender_pb2_grpc.RecommenderServiceServicer):
+
+class Servicer:
     """Recommend, and nothing else.
 
     Args:
@@ -30,9 +32,7 @@ class Servicer(recommender_pb2_grpc.RecommenderServiceServicer):
     def __init__(self, recommender: Recommender) -> None:
         self._recommender = recommender
 
-    async def Recommend(  # noqa: N802  the name is in the proto
-        self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext
-    ) -> pb.RecommendResponse:
+    async def recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
         """A user's list."""
         if not request.user_id:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "user_id must not be empty")
@@ -49,10 +49,19 @@ class Servicer(recommender_pb2_grpc.RecommenderServiceServicer):
             ]
         )
 
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a server is given."""
+        method = grpc.unary_unary_rpc_method_handler(
+            self.recommend,
+            request_deserializer=pb.RecommendRequest.FromString,
+            response_serializer=pb.RecommendResponse.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"Recommend": method})
+
 
 async def _serve(recommender: Recommender) -> None:
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    recommender_pb2_grpc.add_RecommenderServiceServicer_to_server(Servicer(recommender), server)
+    server.add_generic_rpc_handlers((Servicer(recommender).handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     ended = asyncio.Event()

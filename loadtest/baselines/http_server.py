@@ -1,4 +1,4 @@
-"""The straightforward service behind FastAPI: `python -m recserve.loadtest.baselines.http_server --config … --index …`.
+"""The straightforward service behind FastAPI: `python -m recserve.loadtest.baselines.http_server --config FILE`.
 
 uvicorn with uvloop and httptools; requests are answered on the event loop, as in grpc_server. The answer is JSON by
 orjson as it stands: FastAPI would otherwise check it against a model first.

@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.exporters.faiss_library import faiss_library
+
 Vectors = NDArray[np.float32]
+
+faiss: Final[Any] = faiss_library()
+faiss.omp_set_num_threads(1)
 
 CODES: Final = ("Flat", "PQ{half}x4fsr,RFlat")
 """What the inverted lists hold: vectors, or 4-bit codes whose best answers are re-scored from a copy of the vectors."""
@@ -51,7 +55,6 @@ def tuned_index(vectors: Vectors, queries: Vectors, nearest: NDArray[np.int64], 
     Raises:
         RuntimeError: none reaches it.
     """
-    faiss.omp_set_num_threads(1)
     found = [each for factory in _factories(vectors) for each in _tuned(vectors, queries, nearest, recall, factory)]
     if not found:
         raise RuntimeError(f"no index of FAISS's inverted lists reaches a recall of {recall}")
@@ -90,6 +93,13 @@ def _settings(index: Any, queries: Vectors, nearest: NDArray[np.int64]) -> list[
     explored = space.explore(index, queries, criterion)  # it owns the points, so it has to outlive them
     points = [explored.optimal_pts.at(place) for place in range(explored.optimal_pts.size())]
     return [(each.key, each.perf, each.t) for each in points]
+
+
+def exact_index(vectors: Vectors) -> Any:
+    """One that misses nothing."""
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return index
 
 
 def save(path: Path, index: Any, choice: Choice) -> None:

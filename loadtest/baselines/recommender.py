@@ -6,7 +6,6 @@ import math
 import time
 from typing import Any, Final
 
-import faiss
 import lightgbm
 import numpy as np
 import onnxruntime
@@ -38,7 +37,6 @@ class Recommender:
         self._tower = open_tower(data)
         self._booster = lightgbm.Booster(model_file=data.model)
         self._features = Features(data)
-        faiss.omp_set_num_threads(1)
 
     def recommend(self, user_id: str, count: int, *, device: str = "", country: str = "") -> Recommended:
         """The list of a user; of an unknown one, what is popular."""
@@ -77,14 +75,15 @@ class Recommender:
         return vector[0], rows[0], scores[0]
 
     def _relevance(self, features: Floats) -> NDArray[np.float64]:
-        margins = self._booster.predict(features, raw_score=True, num_threads=1)
+        margins = np.asarray(self._booster.predict(features, raw_score=True, num_threads=1))
         calibration = self._data.calibration
         if calibration.kind == manifest_pb2.SIGMOID:
             slope, intercept = calibration.x
             relevance = expit(slope * margins + intercept)
         else:
             relevance = np.interp(margins, calibration.x, calibration.y)
-        return np.clip(relevance, LEAST, MOST)
+        clipped: NDArray[np.float64] = np.clip(relevance, LEAST, MOST)
+        return clipped
 
 
 def open_tower(data: Data) -> onnxruntime.InferenceSession:

@@ -7,10 +7,8 @@ import gc
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
-
 from recserve.loadtest.baselines.data import load_data
-from recserve.loadtest.baselines.index import load
+from recserve.loadtest.baselines.index import exact_index, load
 from recserve.loadtest.baselines.recommender import Recommender
 from recserve.server.config import load_settings
 
@@ -22,11 +20,7 @@ def opened(arguments: Sequence[str] | None = None) -> Recommender:
     parser.add_argument("--index", type=Path, help="of baselines.index; left out: exact search")
     options = parser.parse_args(arguments)
     data = load_data(load_settings(file=options.config))
-    if options.index is None:
-        index = faiss.IndexFlatIP(data.items.vectors.shape[1])
-        index.add(data.items.vectors)
-    else:
-        index, _ = load(options.index)
+    index = exact_index(data.items.vectors) if options.index is None else load(options.index)[0]
     recommender = Recommender(data, index)
     for user in list(data.users.rows)[:20]:
         recommender.recommend(user, 20)

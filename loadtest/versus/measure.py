@@ -19,6 +19,7 @@ from recserve.loadtest.runs.target import Target, started
 from recserve.loadtest.versus.quality import lists, overlap
 from recserve.loadtest.workload.requests import Message
 from recserve.loadtest.workload.scenario import Scenario
+from recserve.v1 import recommender_pb2 as pb
 
 OWN: Final = "recserve"
 BASELINES: Final[Mapping[str, tuple[str, Protocol]]] = {
@@ -99,7 +100,7 @@ def measure(plan: Plan, measured: Measured, tell: Tell) -> None:
     """
     with _services(plan, tell) as targets:
         tell(f"comparing {plan.compared} lists")
-        asked = [message for _, message in plan.messages[: plan.compared]]
+        asked = [each for _, each in plan.messages[: plan.compared] if isinstance(each, pb.RecommendRequest)]
         found = {name: lists(target, asked) for name, target in targets.items()}
         measured.overlaps = {name: overlap(found[OWN], theirs) for name, theirs in found.items()}
         measured.saturated = {name: [] for name in targets}

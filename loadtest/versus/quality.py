@@ -9,21 +9,20 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Final
 
-import faiss
 import grpc
 import numpy as np
 from google.protobuf.json_format import MessageToJson
 
 from recserve.loadtest.baselines.data import load_data
-from recserve.loadtest.baselines.index import Choice, save, tuned_index
+from recserve.loadtest.baselines.index import Choice, faiss, save, tuned_index
 from recserve.loadtest.baselines.recommender import open_tower, user_vectors
 from recserve.loadtest.reference.schema import SPACE
 from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.runs.target import Target
-from recserve.loadtest.workload.requests import Message
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.config import load_settings
 from recserve.server.pipeline.search import ExactSearcher, open_searcher
+from recserve.v1 import recommender_pb2 as pb
 from recserve.v1.recommender_pb2_grpc import RecommenderServiceStub
 
 QUERIES: Final = 400
@@ -77,7 +76,7 @@ def indexes(config: Path, folder: Path, tell: Callable[[str], None]) -> Indexes:
     return Indexes(path, choice, own)
 
 
-def lists(target: Target, messages: Sequence[Message]) -> list[list[str]]:
+def lists(target: Target, messages: Sequence[pb.RecommendRequest]) -> list[list[str]]:
     """The item ids that a service answers with.
 
     Raises:
@@ -92,7 +91,7 @@ def overlap(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> f
     return float(np.mean(shares))
 
 
-def _over_grpc(target: Target, messages: Sequence[Message]) -> list[list[str]]:
+def _over_grpc(target: Target, messages: Sequence[pb.RecommendRequest]) -> list[list[str]]:
     with grpc.insecure_channel(target.address, options=(("grpc.enable_http_proxy", 0),)) as channel:
         stub = RecommenderServiceStub(channel)
         try:
@@ -102,7 +101,7 @@ def _over_grpc(target: Target, messages: Sequence[Message]) -> list[list[str]]:
     return [[item.item_id for item in answer.items] for answer in answers]
 
 
-def _over_http(target: Target, messages: Sequence[Message]) -> list[list[str]]:
+def _over_http(target: Target, messages: Sequence[pb.RecommendRequest]) -> list[list[str]]:
     connection = HTTPConnection(target.host, target.port, timeout=ANSWER_SECONDS)
     found = []
     for each in messages:

@@ -13,8 +13,8 @@ def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
     rows = content["results"]
     params = rows[0]["params"]
     yield Grid(
-        f"Services on one core, {params['rounds']} rounds: saturated with {params['outstanding']} requests outstanding, "
-        f"and at {params['light_rate']:g} requests a second",
+        f"Services on one core, {params['rounds']} rounds: saturated with {params['outstanding']} requests "
+        f"outstanding, and at {params['light_rate']:g} requests a second",
         (
             "service",
             "answers/s",
