@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
-from recserve.loadtest.generator.record import BLOCKED, OK, OUTCOMES, PENDING, Record
+from recserve.loadtest.generator.record import BLOCKED, OK, OUTCOMES, PENDING, UNSENT, Record
 from recserve.loadtest.generator.wire import PREFIX_BYTES, Requests
 
 ANSWER_SECONDS: Final = 60.0
@@ -75,7 +75,8 @@ class HttpCalls:
             each.join()
         if self._error:
             return "gone", self._error
-        return ("stopped" if self._record.stop[0] and self._next < self._size else "done"), ""
+        stopped = self._record.stop[0] and (self._record.outcome == UNSENT).any()
+        return ("stopped" if stopped else "done"), ""
 
     def _work(self, descriptor: int, end_ns: int) -> None:
         """Take the next request, wait until it is due, send it, and read its answer; over and over."""

@@ -20,7 +20,7 @@ from recserve.loadtest.results import document_of_rows, write
 from recserve.loadtest.runs.document import bundle_summary
 from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError
-from recserve.loadtest.versus.tables import all_grids
+from recserve.loadtest.versus.tables import all_grids, verdict
 from recserve.loadtest.workload.requests import POOL, Sources, messages_of
 from recserve.loadtest.workload.scenario import load_scenario
 from recserve.server.bundle.reader import Bundle, open_bundle
@@ -144,7 +144,8 @@ def _write(
     content = {
         **document_of_rows("versus", summaries(plan, measured, recalls)),
         "command": shlex.join(("recserve-loadtest", *sys.argv[1:])),
-        "reference": dict(work.about["recipe"]) | {"request_split_share": work.about["request_split_share"]},
+        "reference": {name: work.about["recipe"][name] for name in ("name", "items", "users", "trees", "seed")}
+        | {"request_split_share": work.about["request_split_share"]},
         "bundle": bundle_summary(bundle.manifest),
         "baseline_index": index.choice.__getstate__(),
         "candidates": index.choice.k,
@@ -163,7 +164,6 @@ def _show(content: Mapping[str, Any]) -> None:
     console.print(*map(terminal_table, all_grids(content)), sep="\n")
     own = content["results"][0]
     if "ratio_to_better" in own:
-        low, high = own["ratio_range"]
-        print(f"{own['ratio_to_better']:.1f} times the better baseline; {low:.1f} to {high:.1f} over the rounds")
+        print(verdict(own))
     for text in content["problems"]:
         console.print(text, style="red", markup=False, highlight=False)

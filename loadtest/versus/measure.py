@@ -182,13 +182,13 @@ def _summary(plan: Plan, measured: Measured, name: str, rates: Mapping[str, Sequ
         **{figure: value for figure, value in percentiles(latencies).items() if figure in ("p50_ms", "p99_ms")},
         "runs": latencies.total_count,
         "requests_per_s": round(float(np.median(rates[name])), 2),
-        "cpu_ms_per_request": round(float(np.median([row["cpu_ms_per_request"] for row in saturated])), 4),
-        "light_cpu_ms_per_request": round(float(np.median([row["cpu_ms_per_request"] for row in light])), 4),
+        "cpu_ms_per_request": round(_cpu_ms(saturated), 4),
+        "light_cpu_ms_per_request": round(_cpu_ms(light), 4),
         "memory_mib": max(row["server"]["pss_mib"][-1] for row in light),
         "ok_share": min(row["ok_share"] for row in (*saturated, *light)),
         "recall": round(recall, 4),
         "overlap": round(measured.overlaps[name], 4),
-        **(_ratios(rates) if name == OWN else {}),
+        **(_ratios(measured, rates) if name == OWN and len(rates) > 1 else {}),
     }
 
 
@@ -200,18 +200,21 @@ def _together(rows: Sequence[Row]) -> HdrHistogram:
     return first
 
 
-def _ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Ours by the others' saturation, in the same round: medians; and by the better of them, with the extremes."""
-    others = {name: values for name, values in rates.items() if name != OWN}
-    if not others:
-        return {}
-    by_round = np.array(rates[OWN]) / np.maximum.reduce([np.array(values) for values in others.values()])
+def _cpu_ms(rows: Sequence[Row]) -> float:
+    return float(np.median([row["cpu_ms_per_request"] for row in rows]))
+
+
+def _ratios(measured: Measured, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Ours by the others: saturation, in the same round; and what machines with other work change less, CPU time."""
+    ours = np.array(rates[OWN])
+    by_round = {name: ours / np.array(values) for name, values in rates.items() if name != OWN}
+    to_better = np.minimum.reduce(list(by_round.values()))
+    cpu = {name: _cpu_ms(rows[: measured.rounds]) for name, rows in measured.saturated.items()}
     return {
-        "ratio_to": {
-            name: round(float(np.median(np.array(rates[OWN]) / np.array(values))), 2) for name, values in others.items()
-        },
-        "ratio_to_better": round(float(np.median(by_round)), 2),
-        "ratio_range": [round(float(by_round.min()), 2), round(float(by_round.max()), 2)],
+        "ratio_to": {name: round(float(np.median(ratios)), 2) for name, ratios in by_round.items()},
+        "ratio_to_better": round(float(np.median(to_better)), 2),
+        "ratio_range": [round(float(to_better.min()), 2), round(float(to_better.max()), 2)],
+        "cpu_ratio_to_better": round(min(cpu[name] for name in by_round) / cpu[OWN], 2),
     }
 
 

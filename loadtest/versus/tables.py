@@ -30,6 +30,19 @@ def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
     )
 
 
+def verdict(own: Mapping[str, Any]) -> str:
+    """What it comes to, in a sentence.
+
+    Args:
+        own: the row of recserve.
+    """
+    low, high = own["ratio_range"]
+    return (
+        f"{own['ratio_to_better']:.1f} times the answers of the better baseline ({low:.1f} to {high:.1f} over the "
+        f"rounds), {own['cpu_ratio_to_better']:.1f} times by CPU time a request"
+    )
+
+
 def _line(row: Mapping[str, Any], ratios: Mapping[str, float]) -> tuple[str, ...]:
     return (
         row["name"],
