@@ -224,7 +224,12 @@ class _Child:
 
 
 def _read(source: BinaryIO) -> bytes:
-    return source.read(int.from_bytes(source.read(8)))
+    """What the parent says. If it ended before or in the middle of it, nobody wants anything any more."""
+    head = source.read(8)
+    message = source.read(int.from_bytes(head))
+    if len(head) < 8 or len(message) < int.from_bytes(head):
+        raise SystemExit(1)
+    return message
 
 
 def _stop_with_parent(record: Record) -> None:
@@ -262,7 +267,7 @@ def _generate() -> None:
         each.setblocking(False)
         each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _tell(ready=True)
-    end_ns = int(_read(sys.stdin.buffer) or 0)
+    end_ns = int(_read(sys.stdin.buffer))
     threading.Thread(target=_stop_with_parent, args=(record,), daemon=True).start()
     before = _cpu_seconds()
     end, reason = calls.run([each.detach() for each in sockets], outstanding=job["outstanding"], end_ns=end_ns)
