@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 BASELINES: Final = ("grpc.aio", "fastapi")
 """The keys of measure.BASELINES, which is imported only to measure."""
+MODULES: Final = ("faiss", "lightgbm", "onnxruntime", "scipy", "fastapi", "httptools", "orjson", "uvicorn")
+"""That the straightforward service needs."""
 
 
 def add_versus(commands: Any) -> None:
@@ -62,10 +65,11 @@ def add_versus(commands: Any) -> None:
 
 def _versus(options: argparse.Namespace) -> int:
     """Compare; whatever ends it, the rounds that are complete are written."""
+    cores = _cores(options)
+    _check_installed()
     from recserve.loadtest.versus.measure import Measured, measure  # noqa: PLC0415  it needs what exports need
     from recserve.loadtest.versus.quality import indexes  # noqa: PLC0415
 
-    cores = _cores(options)
     work = _workload(options.workload)
     bundle = open_bundle(work.bundle, verify=False)
     measured = Measured()
@@ -79,6 +83,13 @@ def _versus(options: argparse.Namespace) -> int:
         ending.problem += "; no round was complete, so nothing is written"
     ending.tell()
     return ending.status
+
+
+def _check_installed() -> None:
+    """The services are processes of their own: what they lack is said before they fail to start."""
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TargetError(f"versus needs pip install 'recserve[versus]': there is no {', '.join(missing)}")
 
 
 def _cores(options: argparse.Namespace) -> tuple[int, int]:

@@ -11,10 +11,11 @@ from recserve.loadtest.grids import Grid
 def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
     """One line for each service."""
     rows = content["results"]
-    params = rows[0]["params"]
+    params, reference = rows[0]["params"], content["reference"]
     yield Grid(
-        f"Services on one core, {params['rounds']} rounds: saturated with {params['outstanding']} requests "
-        f"outstanding, and at {params['light_rate']:g} requests a second",
+        f"{reference['name']}, {reference['items']:,} items and {reference['trees']:,} trees, on one core, "
+        f"{params['rounds']} rounds: saturated with {params['outstanding']} requests outstanding, and at "
+        f"{params['light_rate']:g} requests a second",
         (
             "service",
             "answers/s",

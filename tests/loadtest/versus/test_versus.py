@@ -97,7 +97,10 @@ def test_latencies_of_all_rounds_count_together(plan: Plan, measured: Measured) 
 
 def test_a_table_has_a_line_for_each_service(plan: Plan, measured: Measured) -> None:
     rows = summaries(plan, measured, dict.fromkeys(SERVICES, 0.95))
-    lines = "\n".join(markdown_table(next(all_grids({"results": rows, "candidates": 500, "count": 20}))))
+    reference = {"name": "tiny", "items": 2000, "trees": 30}
+    content = {"results": rows, "candidates": 500, "count": 20, "reference": reference}
+    lines = "\n".join(markdown_table(next(all_grids(content))))
+    assert "tiny, 2,000 items and 30 trees, on one core, 3 rounds: saturated with 8 requests" in lines
     assert "| recserve | 900.0 | - | 1.11 | 3 | 6 | 200 | 0.950 | 1.000 |" in lines
     assert "| grpc.aio | 20.0 | 50.0 | 50 | 3 | 6 | 200 | 0.950 | 0.900 |" in lines
 
