@@ -97,6 +97,7 @@ def _settings(index: Any, queries: Vectors, nearest: NDArray[np.int64]) -> list[
     space = faiss.ParameterSpace()
     space.verbose = 0
     space.initialize(index)
+    _refine(space, faiss.extract_index_ivf(index).nlist)
     criterion = faiss.IntersectionCriterion(len(queries), nearest.shape[1])
     criterion.set_groundtruth(None, nearest)
     explored = space.explore(index, queries, criterion)  # it owns the points, so it has to outlive them
@@ -109,6 +110,15 @@ def exact_index(vectors: Vectors) -> Any:
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     return index
+
+
+def _refine(space: Any, lists: int) -> None:
+    """Try numbers of lists by steps of a fifth; FAISS's are powers of two, of which the right one may be far off."""
+    for place in range(space.parameter_ranges.size()):
+        tried = space.parameter_ranges.at(place)
+        if tried.name == "nprobe":
+            probes = np.unique(np.round(lists * 2.0 ** np.arange(-6, 0, 0.25))).clip(min=1)
+            faiss.copy_array_to_vector(probes, tried.values)
 
 
 def save(path: Path, index: Any, choice: Choice) -> None:
