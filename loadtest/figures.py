@@ -97,7 +97,8 @@ def _origin(result: Mapping[str, Any]) -> Iterator[str]:
 def _measured(result: Mapping[str, Any]) -> Iterator[str]:
     """Of which commit, how, and what was wrong with it."""
     command = f", by `{result['command']}`" if "command" in result else ""
-    yield f"commit `{result['commit']}`{command}."
+    load = f"; the machine's load before was {result['load_before']:.1f}" if "load_before" in result else ""
+    yield f"commit `{result['commit']}`{command}{load}."
     yield ""
     runs = result["results"]
     problems = result.get("problems") or (problems_of(runs) if all("valid" in row for row in runs) else [])

@@ -54,15 +54,15 @@ class Features:
             user_vector: [128]; NaN: none.
             scores: [n], what the index says of them; NaN: they are not from there.
         """
-        matrix = np.empty((len(rows), 100), np.float32)
+        matrix, doubles = np.empty((len(rows), 100), np.float32), vectors.astype(np.float64)
         matrix[:, REQUEST] = self._of_request(asked)
         matrix[:, ITEM] = self._items.features[rows]
         crosses = matrix[:, CROSS]
         crosses[:, 0] = scores
         crosses[:, 1] = np.arange(1, len(rows) + 1) if not np.isnan(scores[0]) else np.nan
-        crosses[:, 2:6] = self._of_pairs(asked.user, rows, vectors.astype(np.float64) @ user_vector.astype(np.float64))
+        crosses[:, 2:6] = self._of_pairs(asked.user, rows, doubles @ user_vector.astype(np.float64))
         crosses[:, 6:8] = self._of_category_history(asked, self._items.categories[rows])
-        crosses[:, 8:10] = self._of_recent_items(asked.user, vectors)
+        crosses[:, 8:10] = self._of_recent_items(asked.user, doubles)
         return matrix
 
     def _of_request(self, asked: Asked) -> Floats:
@@ -115,14 +115,14 @@ class Features:
         days = np.where(found == MISSING_TIME, np.nan, (float(asked.time_us) - found.astype(np.float64)) / DAY_US)
         return np.stack((views[categories], days), axis=1)
 
-    def _of_recent_items(self, user: int, vectors: Floats) -> NDArray[np.float64]:
+    def _of_recent_items(self, user: int, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, 2]: highest and mean similarity to the user's latest items."""
         users = self._users
         rows = users.item_rows[users.history[user] : users.history[user + 1]] if user >= 0 else users.item_rows[:0]
         recent = list(dict.fromkeys(rows[rows >= 0].tolist()))[:RECENT]
         if not recent:
             return np.full((len(vectors), 2), np.nan)
-        similarity = vectors.astype(np.float64) @ self._items.vectors[recent].astype(np.float64).T
+        similarity = vectors @ self._items.vectors[recent].astype(np.float64).T
         return np.stack((similarity.max(axis=1), similarity.mean(axis=1)), axis=1)
 
 

@@ -65,7 +65,7 @@ def add_versus(commands: Any) -> None:
 
 def _versus(options: argparse.Namespace) -> int:
     """Compare; whatever ends it, the rounds that are complete are written."""
-    cores = _cores(options)
+    cores, load = _cores(options), os.getloadavg()[0]
     _check_installed()
     from recserve.loadtest.versus.measure import Measured, measure  # noqa: PLC0415  it needs what exports need
     from recserve.loadtest.versus.quality import indexes  # noqa: PLC0415
@@ -78,7 +78,8 @@ def _versus(options: argparse.Namespace) -> int:
         plan = _plan(options, work, bundle, own_index.path, cores)
         measure(plan, measured, shown.update)
     if measured.rounds:
-        _write(options, work, bundle, own_index, plan, measured, ending.problem)
+        more = {"load_before": round(load, 2), **({"cut_short": ending.problem} if ending.problem else {})}
+        _write(options, work, bundle, own_index, plan, measured, more)
     elif ending.problem:
         ending.problem += "; no round was complete, so nothing is written"
     ending.tell()
@@ -147,7 +148,7 @@ def _write(
     index: Indexes,
     plan: Plan,
     measured: Measured,
-    cut_short: str,
+    more: Mapping[str, Any],
 ) -> None:
     from recserve.loadtest.versus.measure import OWN, problems, summaries, turns  # noqa: PLC0415
 
@@ -163,7 +164,7 @@ def _write(
         "count": plan.scenario.requests[0].count,
         "turns": turns(measured),
         "problems": problems(measured),
-        **({"cut_short": cut_short} if cut_short else {}),
+        **more,
     }
     write(options.out, content)
     _show(content)
