@@ -4,6 +4,7 @@ PYTHON ?= python3
 EXTRAS ?= dev
 DEMO ?= build/demo
 RETAIL ?= build/retail
+REFERENCE := build/workloads/reference
 # The index that PyTorch's installation page names for CPU builds, a tenth as large as those with CUDA; empty: pip's own.
 TORCH_INDEX ?=
 BIN := .venv/bin
@@ -18,7 +19,7 @@ BUILD_INPUTS := pyproject.toml setup.py build/files.txt \
 	$(shell find proto kernels loadtest -name '*.proto' -o -name '*.pyx' -o -name '*.pxi' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo retail serve-retail test test-all sanitize lint format bench clean FORCE
+.PHONY: help run demo retail serve-retail test test-all sanitize lint format bench bench-reference clean FORCE
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,11 +60,20 @@ format: $(TEST_READY) ## Format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(TEST_READY) $(DEMO)/recserve.toml ## Measure the kernels and the demo server; results under build/bench
+bench: $(TEST_READY) ## Measure kernels, and the server beside a straightforward one; under 10 minutes, into build/bench
 	$(BIN)/recserve-loadtest kernels basics
 	$(BIN)/recserve-loadtest kernels forest --quick
-	$(BIN)/recserve-loadtest kernels retrieval --quick --engines ivf-flat ivf-pq scann
-	$(BIN)/recserve-loadtest sweep --config $(DEMO)/recserve.toml --seconds 8 --out build/bench/demo.json
+	$(BIN)/recserve-loadtest kernels retrieval --quick --engines ivf-flat ivf-pq
+	$(BIN)/recserve-loadtest versus --workload small
+
+# The other engines for forests and retrieval take part where they are installed: EXTRAS=dev,bench.
+bench-reference: $(TEST_READY) ## Measure everything at full size: a million items, 1,000 trees; an hour and more
+	$(BIN)/recserve-loadtest kernels basics --items 1000000
+	$(BIN)/recserve-loadtest kernels forest
+	$(BIN)/recserve-loadtest kernels retrieval
+	$(BIN)/recserve-loadtest versus --workload reference --out build/bench/versus-reference.json
+	$(BIN)/recserve-loadtest sweep --config $(REFERENCE)/recserve.toml --scenario $(REFERENCE)/scenario.toml \
+		--server-cores 0 --generator-cores 1 --out build/bench/sweep-reference.json
 
 clean: ## Remove what a build makes, with .venv
 	rm -rf .venv build dist *.egg-info

@@ -15,9 +15,12 @@ from recserve.loadtest.forest.command import FOREST
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.kernels import BASICS
+from recserve.loadtest.reference.command import add_workload
 from recserve.loadtest.results import document, table, write
 from recserve.loadtest.retrieval.command import RETRIEVAL
 from recserve.loadtest.runs.command import add_commands
+from recserve.loadtest.runs.ending import INTERRUPTED
+from recserve.loadtest.versus.command import add_versus
 from recserve.server.bundle.errors import RecserveError
 
 KERNEL_SETS: Final = (BASICS, FOREST, RETRIEVAL)
@@ -34,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"recserve-loadtest: {error}; it needs pip install 'recserve[cpu,loadtest]'", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("recserve-loadtest: interrupted, nothing was measured", file=sys.stderr)
+        return INTERRUPTED
     return status
 
 
@@ -48,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--out", type=Path, default=Path(f"build/bench/{each.workload}.json"))
         added.set_defaults(run=functools.partial(_kernels, each))
     add_commands(commands)
+    add_versus(commands)
+    add_workload(commands)
     return parser
 
 

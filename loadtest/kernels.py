@@ -11,14 +11,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from recserve.kernels import ids, rerank, vectors
+from recserve.loadtest.clusters import DIM, clustered_vectors
 from recserve.loadtest.crosses import measure_features
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.masks import measure_filters
 from recserve.loadtest.results import Measurement, time_call
-
-DIM = 128
-CENTRES = 3000
-INNER_DIM = 32
 
 
 def measure_kernels(items: int, runs: int, seed: int = 1) -> Iterator[Measurement]:
@@ -36,34 +33,6 @@ def measure_kernels(items: int, runs: int, seed: int = 1) -> Iterator[Measuremen
     yield from measure_filters(items, runs, random)
     yield from measure_features(table, runs, random)
     yield from _rerank(table, runs, random)
-
-
-def clustered_vectors(
-    items: int, users: int, random: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The reference workload's vectors: float32 [items, 128] and [users, 128], of length 1.
-
-    An item is one of 3,000 Gaussian centres in 32 dimensions with noise of 0.7, projected to 128 dimensions, with noise
-    of standard deviation 1. A user mixes two centres by 0.6 each, with the same noise.
-    """
-    centres = random.standard_normal((CENTRES, INNER_DIM))
-    projection = random.standard_normal((INNER_DIM, DIM))
-    of_items = centres[random.integers(0, CENTRES, items)]
-    pairs = centres[random.integers(0, CENTRES, (users, 2))]
-    of_users = 0.6 * pairs[:, 0] + 0.6 * pairs[:, 1]
-    return _project(of_items, projection, random), _project(of_users, projection, random)
-
-
-def _project(
-    inner: NDArray[np.float64], projection: NDArray[np.float64], random: np.random.Generator
-) -> NDArray[np.float32]:
-    vectors_ = np.empty((inner.shape[0], DIM), np.float32)
-    for start in range(0, inner.shape[0], 100_000):  # in pieces: ten million items in double would not fit
-        part = inner[start : start + 100_000]
-        noisy = (part + 0.7 * random.standard_normal(part.shape)) @ projection
-        noisy += random.standard_normal(noisy.shape)
-        vectors_[start : start + 100_000] = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
-    return vectors_
 
 
 def _search(table: NDArray[np.float32], queries: NDArray[np.float32], runs: int) -> Iterator[Measurement]:

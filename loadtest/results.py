@@ -32,6 +32,10 @@ PACKAGES = (
     "lleaves",
     "llvmlite",
     "scann",
+    "fastapi",
+    "uvicorn",
+    "httptools",
+    "orjson",
 )
 
 

@@ -7,7 +7,7 @@ with item features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,6 +45,38 @@ class Request:
     """float32 [n, 50], the user's values repeated."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What users want: linear, sine and product terms over standardised features.
+
+    Attributes:
+        linear: [100], weights.
+        waves: [10], columns whose sine counts.
+        partners: [40], the item feature that goes with each user or context feature.
+    """
+
+    linear: NDArray[np.float64]
+    waves: NDArray[np.int64]
+    partners: NDArray[np.int64]
+
+    @staticmethod
+    def draw(random: np.random.Generator) -> Truth:
+        """A random one."""
+        return Truth(
+            0.1 * random.standard_normal(FEATURES),
+            random.choice(FEATURES, 10, replace=False),
+            random.choice(ITEM_FEATURES, len(USER_FEATURES)),
+        )
+
+    def labels(self, rows: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.int64]:
+        """int64 [n], from 0 to 4, most of them 0, of rows [n, 100] of about standard normal features."""
+        score = rows @ self.linear + np.sin(2 * rows[:, self.waves]).sum(axis=1)
+        score += 3 * (rows[:, USER_FEATURES] * rows[:, self.partners]).sum(axis=1)
+        score += 0.2 * score.std() * random.standard_normal(len(rows))
+        labels: NDArray[np.int64] = np.digitize(score, np.quantile(score, (0.5, 0.75, 0.9, 0.97)))
+        return labels
+
+
 class Marketplace:
     """Items and users with standard normal features; the same for the same seed."""
 
@@ -52,9 +84,7 @@ class Marketplace:
         self._seed = seed
         random = np.random.default_rng([seed, 0])
         self.items = random.standard_normal((ITEMS, len(ITEM_FEATURES)), np.float32)
-        self._linear = 0.1 * random.standard_normal(FEATURES)
-        self._waves = random.choice(FEATURES, 10, replace=False)
-        self._partners = random.choice(ITEM_FEATURES, len(USER_FEATURES))
+        self._truth = Truth.draw(random)
 
     def requests(self, rows: int, count: int) -> list[Request]:
         """Seeded requests of `rows` candidates each."""
@@ -65,10 +95,7 @@ class Marketplace:
         """Rows in groups of 100, float32 [100 * groups, 100], and their labels from 0 to 4, most of them 0."""
         random = np.random.default_rng([self._seed, 2])
         rows = np.concatenate([self._request(GROUP, random).rows for _ in range(groups)])
-        score = rows @ self._linear + np.sin(2 * rows[:, self._waves]).sum(axis=1)
-        score += 3 * (rows[:, USER_FEATURES] * rows[:, self._partners]).sum(axis=1)
-        score += 0.2 * score.std() * random.standard_normal(len(rows))
-        return rows, np.digitize(score, np.quantile(score, (0.5, 0.75, 0.9, 0.97)))
+        return rows, self._truth.labels(rows, random)
 
     def _request(self, n: int, random: np.random.Generator) -> Request:
         user = random.standard_normal((1, len(USER_FEATURES)), np.float32)
@@ -122,18 +149,45 @@ def _file_name(recipe: Recipe, trees: int) -> str:
     return f"lambdarank-{trees}x{recipe.leaves}-{data}-lightgbm{lightgbm.__version__}.txt"
 
 
-def _train(recipe: Recipe, trees: int) -> lightgbm.Booster:
-    rows, labels = Marketplace(recipe.seed).training(recipe.groups)
+def lambdarank(
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    trees: int,
+    leaves: int,
+    seed: int,
+    names: Sequence[str] | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> lightgbm.Booster:
+    """Train a forest of the reference workload; the same for the same seed.
+
+    Args:
+        rows: float32 [100 * groups, features], in groups of 100.
+        labels: of the rows, from 0 to 4.
+        trees: how many.
+        leaves: the most that a tree may have; its depth is at most 8.
+        seed: of the features that each tree may use.
+        names: of the features.
+        advance: called after each tree.
+    """
     parameters = {
         "objective": "lambdarank",
-        "num_leaves": recipe.leaves,
+        "num_leaves": leaves,
         "max_depth": MAX_DEPTH,
         "learning_rate": 0.05,
         "feature_fraction": 0.8,
-        "seed": recipe.seed,
+        "seed": seed,
         "deterministic": True,
         "force_row_wise": True,
         "num_threads": 1,  # the sums, and so the forest, would depend on it
         "verbose": -1,
     }
-    return lightgbm.train(parameters, lightgbm.Dataset(rows, labels, group=[GROUP] * recipe.groups), trees)
+    data = lightgbm.Dataset(
+        rows, labels, group=[GROUP] * (len(rows) // GROUP), feature_name="auto" if names is None else list(names)
+    )
+    return lightgbm.train(parameters, data, trees, callbacks=[lambda _: advance()])
+
+
+def _train(recipe: Recipe, trees: int) -> lightgbm.Booster:
+    rows, labels = Marketplace(recipe.seed).training(recipe.groups)
+    return lambdarank(rows, labels, trees=trees, leaves=recipe.leaves, seed=recipe.seed)

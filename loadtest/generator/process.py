@@ -19,12 +19,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.loadtest.generator.client import Calls
+from recserve.loadtest.generator.http import HttpCalls
 from recserve.loadtest.generator.record import UNSENT, Record
 from recserve.loadtest.generator.wire import Requests
 from recserve.server.bundle.errors import RecserveError
@@ -32,6 +33,10 @@ from recserve.server.bundle.errors import RecserveError
 _LEAD_NS: Final = 100_000_000
 """From the word to start until the first request is due: the processes have to hear it."""
 _START_SECONDS: Final = 30.0
+
+
+Protocol = Literal["grpc", "http"]
+"""What a target speaks: gRPC over HTTP/2, or JSON over HTTP/1.1."""
 
 
 class GeneratorError(RecserveError):
@@ -43,7 +48,7 @@ class Load:
     """What generators have to know.
 
     Attributes:
-        host, port: of the target.
+        host, port, protocol: of the target.
         requests: what is sent, in the order of the schedule.
         connections: of each process.
         processes: each sends every processes-th request.
@@ -65,6 +70,7 @@ class Load:
     times_every: int = 10
     outstanding: int = 0
     seconds: float = 0.0
+    protocol: Protocol = "grpc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,7 @@ class _Child:
                 "memory": descriptor,
                 "host": load.host,
                 "port": load.port,
+                "protocol": load.protocol,
                 "connections": load.connections,
                 "core": load.cores[number % len(load.cores)] if load.cores else None,
                 "realtime": load.realtime,
@@ -217,7 +224,12 @@ class _Child:
 
 
 def _read(source: BinaryIO) -> bytes:
-    return source.read(int.from_bytes(source.read(8)))
+    """What the parent says. If it ended before or in the middle of it, nobody wants anything any more."""
+    head = source.read(8)
+    message = source.read(int.from_bytes(head))
+    if len(head) < 8 or len(message) < int.from_bytes(head):
+        raise SystemExit(1)
+    return message
 
 
 def _stop_with_parent(record: Record) -> None:
@@ -244,7 +256,7 @@ def _generate() -> None:
     requests: Requests = job["requests"]
     count, every = len(requests.message), job["times_every"]
     record = Record.within(mmap.mmap(job["memory"], Record.size_of(count, every)), count, every)
-    calls = Calls(requests, record)
+    calls = Calls(requests, record) if job["protocol"] == "grpc" else HttpCalls(requests, record)
     address = job["host"], job["port"]
     try:
         sockets = [socket.create_connection(address, timeout=5) for _ in range(job["connections"])]
@@ -255,7 +267,7 @@ def _generate() -> None:
         each.setblocking(False)
         each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _tell(ready=True)
-    end_ns = int(_read(sys.stdin.buffer) or 0)
+    end_ns = int(_read(sys.stdin.buffer))
     threading.Thread(target=_stop_with_parent, args=(record,), daemon=True).start()
     before = _cpu_seconds()
     end, reason = calls.run([each.detach() for each in sockets], outstanding=job["outstanding"], end_ns=end_ns)

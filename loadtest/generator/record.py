@@ -82,6 +82,12 @@ class Record:
         texts = (bytes(text).partition(b"\0")[0].decode("utf-8", "replace") for text in self.texts)
         return {name: text for name, text in zip(OUTCOMES, texts, strict=True) if text}
 
+    def keep_text(self, outcome: int, text: str) -> None:
+        """What a request of that outcome was told, unless it is known of another one."""
+        if text and not self.texts[outcome, 0]:
+            cut = np.frombuffer(text.encode()[: TEXT_BYTES - 1], np.uint8)
+            self.texts[outcome, : len(cut)] = cut
+
 
 def _layout(requests: int, times_every: int) -> Iterator[tuple[str, np.dtype[np.generic], tuple[int, ...]]]:
     """Name, type and shape of every array, each at a multiple of 8 bytes."""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 MAX_TIMEOUT_S = 99.0
 """grpc-timeout has eight digits, and the client writes microseconds."""
+PREFIX_BYTES = 5
+"""Of a message as gRPC frames it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Kind:
     """What requests of one kind share.
 
     Attributes:
-        headers: the header block but for grpc-timeout; see `header_block`.
+        headers: the header block but for grpc-timeout, see `header_block`; over HTTP/1.1 the path.
         min_items: items of a good answer.
         degraded_field, times_field: numbers of the answer's fields `degraded` and `times`; 0: it has none. Its
             items are field 1.

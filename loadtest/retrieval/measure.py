@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels import bitmaps
-from recserve.loadtest.kernels import DIM, clustered_vectors
+from recserve.loadtest.clusters import DIM, clustered_vectors
 from recserve.loadtest.results import Measurement
 from recserve.loadtest.retrieval.engines import Engine, Vectors, others, ours
 from recserve.server.pipeline.search import ExactSearcher, recall_at_k

@@ -14,24 +14,23 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.generator.wire import MAX_TIMEOUT_S
+from recserve.loadtest.arguments import cores, pause, positive, whole
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.results import write
 from recserve.loadtest.runs.compare import compare, grid, read_results
 from recserve.loadtest.runs.document import load_document, problems_of, runs_grid
+from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError
-from recserve.loadtest.runs.once import Row, RunCutShort, Setup, run_once, saturate
+from recserve.loadtest.runs.once import Row, Setup, run_once, saturate
 from recserve.loadtest.runs.search import Capacity, knee, rising_rates, sweep
 from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
 from recserve.loadtest.runs.trend import trend
 from recserve.loadtest.workload.requests import POOL, Sources, messages_of, one_of_each
 from recserve.loadtest.workload.scenario import DEFAULT, Scenario, load_scenario, shipped_scenarios
-from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.config import load_settings
 
-INTERRUPTED: Final = 130
 WORSE: Final = 3
 """Exit status of `compare` where B is worse than A."""
 
@@ -100,26 +99,17 @@ def _load_test(workload: str, work: Work, options: argparse.Namespace) -> int:
     sources = _sources(options)
     messages = messages_of(scenario, sources, _pool(options), options.seed)
     console = Console(stderr=True)
-    problem, status = "", 0
     session: Session | None = None
-    try:
-        with _target(options) as target, console.status("asking the target once") as shown:
-            probe(target, one_of_each(messages))
-            session = Session(options, _setup(options, target, scenario, messages), shown.update)
-            work(session)
-    except RunCutShort as cut:
-        problem, status = str(cut), INTERRUPTED if cut.interrupted else 1
-        if session is not None:
-            session.rows.append(cut.row)
-    except KeyboardInterrupt:
-        problem, status = "interrupted", INTERRUPTED
-    except RecserveError as error:
-        problem, status = str(error), 1
+    with Ending() as ending, _target(options) as target, console.status("asking the target once") as shown:
+        probe(target, one_of_each(messages))
+        session = Session(options, _setup(options, target, scenario, messages), shown.update)
+        work(session)
+    if session is not None and ending.row is not None:
+        session.rows.append(ending.row)
     if session is not None and session.rows:
-        _write(workload, session, scenario, sources, problem)
-    if problem:
-        print(f"recserve-loadtest: {problem}", file=sys.stderr)
-    return status
+        _write(workload, session, scenario, sources, ending.problem)
+    ending.tell()
+    return ending.status
 
 
 def _write(workload: str, session: Session, scenario: Scenario, sources: Sources, problem: str) -> None:
@@ -236,29 +226,29 @@ def _draw(options: argparse.Namespace) -> int:
 def add_commands(commands: Any) -> None:
     """Add the commands to the parser of `recserve-loadtest`."""
     run = _command(commands, "run", _run, "hold one rate", seconds=30.0)
-    run.add_argument("--rate", type=_positive, required=True, help="requests a second")
-    run.add_argument("--repeat", type=_count, default=1, help="runs, for `compare` (default %(default)s)")
+    run.add_argument("--rate", type=positive, required=True, help="requests a second")
+    run.add_argument("--repeat", type=whole, default=1, help="runs, for `compare` (default %(default)s)")
 
     rates = _command(commands, "sweep", _sweep, "latency against offered rate, to the knee and past it", seconds=10.0)
-    rates.add_argument("--rates", type=_positive, nargs="+", metavar="RATE", help="the rates; left out: rising ones")
-    rates.add_argument("--factor", type=_positive, default=1.5, help="from rate to rate (default %(default)s)")
-    rates.add_argument("--past", type=_count, default=2, help="rates past the knee (default %(default)s)")
+    rates.add_argument("--rates", type=positive, nargs="+", metavar="RATE", help="the rates; left out: rising ones")
+    rates.add_argument("--factor", type=positive, default=1.5, help="from rate to rate (default %(default)s)")
+    rates.add_argument("--past", type=whole, default=2, help="rates past the knee (default %(default)s)")
 
     capacity = _command(commands, "capacity", _capacity, "the highest rate whose p99 holds a budget", seconds=5.0)
-    capacity.add_argument("--confirm-seconds", type=_positive, default=20.0, help="(default %(default)s)")
-    capacity.add_argument("--precision", type=_positive, default=0.05, help="of the rate (default %(default)s)")
+    capacity.add_argument("--confirm-seconds", type=positive, default=20.0, help="(default %(default)s)")
+    capacity.add_argument("--precision", type=positive, default=0.05, help="of the rate (default %(default)s)")
 
     for each in (rates, capacity):
-        each.add_argument("--budget-ms", type=_positive, default=50.0, help="for the p99 (default %(default)s)")
-        each.add_argument("--start", type=_positive, default=50.0, help="the first rate (default %(default)s)")
-        each.add_argument("--most", type=_positive, default=20_000.0, help="no rate above it (default %(default)s)")
+        each.add_argument("--budget-ms", type=positive, default=50.0, help="for the p99 (default %(default)s)")
+        each.add_argument("--start", type=positive, default=50.0, help="the first rate (default %(default)s)")
+        each.add_argument("--most", type=positive, default=20_000.0, help="no rate above it (default %(default)s)")
 
     soak = _command(commands, "soak", _soak, "hold one rate for long: memory and p99 over time", seconds=300.0)
-    soak.add_argument("--rate", type=_positive, required=True, help="requests a second")
+    soak.add_argument("--rate", type=positive, required=True, help="requests a second")
 
     full = _command(commands, "saturate", _saturate, "keep requests under way: good answers a second", seconds=10.0)
-    full.add_argument("--outstanding", type=_count, default=8, help="requests under way (default %(default)s)")
-    full.add_argument("--repeat", type=_count, default=1, help="runs (default %(default)s)")
+    full.add_argument("--outstanding", type=whole, default=8, help="requests under way (default %(default)s)")
+    full.add_argument("--repeat", type=whole, default=1, help="runs (default %(default)s)")
 
     both = commands.add_parser("compare", help="ratios of two result files, with intervals; exit status 3: B is worse")
     both.add_argument("a", type=Path, metavar="A.json")
@@ -277,7 +267,7 @@ def _command(commands: Any, name: str, work: Work, meaning: str, *, seconds: flo
     """A command that loads a target."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=meaning, description=meaning)
     parser.set_defaults(run=functools.partial(_load_test, name, work))
-    parser.add_argument("--seconds", type=_positive, default=seconds, help="of a run (default %(default)s)")
+    parser.add_argument("--seconds", type=positive, default=seconds, help="of a run (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(f"build/bench/{name}.json"), help="(default %(default)s)")
     parser.add_argument(
         "--report", action=argparse.BooleanOptionalAction, default=True, help="also draw the page beside it"
@@ -290,8 +280,8 @@ def _command(commands: Any, name: str, work: Work, meaning: str, *, seconds: flo
 def _add_target(group: Any) -> None:
     group.add_argument("--config", type=Path, help="the server's configuration: it is started from it")
     group.add_argument("--target", metavar="HOST:PORT", help="a server that runs already")
-    group.add_argument("--pid", type=_count, default=0, help="of --target, to measure its CPU time and memory")
-    group.add_argument("--server-cores", type=_cores, default=(), metavar="N,…", help="where the started server runs")
+    group.add_argument("--pid", type=whole, default=0, help="of --target, to measure its CPU time and memory")
+    group.add_argument("--server-cores", type=cores, default=(), metavar="N,…", help="where the started server runs")
     group.add_argument("--bundle", type=Path, help="what --target serves (default from --config)")
     group.add_argument("--snapshot", type=Path, help="the users (default from --config)")
     group.add_argument("--name", default="recserve", help="in results (default %(default)s)")
@@ -300,45 +290,11 @@ def _add_target(group: Any) -> None:
 def _add_load(group: Any) -> None:
     names = "; ".join(f"{name}: {text}" for name, text in shipped_scenarios().items())
     group.add_argument("--scenario", default=DEFAULT, help=f"a file, or one of these (default %(default)s). {names}")
-    group.add_argument("--warmup", type=_seconds, default=2.0, help="seconds before each run (default %(default)s)")
-    group.add_argument("--connections", type=_count, default=4, help="of each process (default %(default)s)")
-    group.add_argument("--processes", type=_count, default=1, help="generators (default %(default)s)")
-    group.add_argument("--generator-cores", type=_cores, default=(), metavar="N,…", help="where they run, in turns")
+    group.add_argument("--warmup", type=pause, default=2.0, help="seconds before each run (default %(default)s)")
+    group.add_argument("--connections", type=whole, default=4, help="of each process (default %(default)s)")
+    group.add_argument("--processes", type=whole, default=1, help="generators (default %(default)s)")
+    group.add_argument("--generator-cores", type=cores, default=(), metavar="N,…", help="where they run, in turns")
     group.add_argument(
         "--realtime", action="store_true", help="generators go before all else on their cores; privileged"
     )
     group.add_argument("--seed", type=int, default=1, help="of users, items and schedules (default %(default)s)")
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value <= MAX_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"expected 0 to {MAX_TIMEOUT_S:g} seconds, found {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
-    return int(text)
-
-
-def _cores(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected numbers of cores, such as 0,1; found {text!r}")
-    return tuple(map(int, parts))

@@ -14,7 +14,7 @@ from recserve.loadtest.generator.process import Generators, Load
 from recserve.loadtest.runs.figures import Happened, figures
 from recserve.loadtest.runs.target import Target
 from recserve.loadtest.runs.watch import Usage, Watch
-from recserve.loadtest.workload.requests import Message, serialise
+from recserve.loadtest.workload.requests import Message, serialise, serialise_json
 from recserve.loadtest.workload.scenario import Scenario
 
 TICK_SECONDS: Final = 0.25
@@ -114,10 +114,14 @@ def saturate(setup: Setup, outstanding: int, seconds: float, *, tell: Progress =
 
 def _load(setup: Setup, count: int, *, times_every: int, outstanding: int = 0, seconds: float = 0.0) -> Load:
     target = setup.target
-    requests = serialise(setup.scenario, setup.messages, count, authority=target.address, deadlines=not outstanding)
+    if target.protocol == "http":
+        requests = serialise_json(setup.scenario, setup.messages, count)
+    else:
+        requests = serialise(setup.scenario, setup.messages, count, authority=target.address, deadlines=not outstanding)
     return Load(
         host=target.host,
         port=target.port,
+        protocol=target.protocol,
         requests=requests,
         connections=setup.connections,
         processes=1 if outstanding else min(setup.processes, count),

@@ -19,6 +19,7 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from recserve.loadtest.generator.process import Protocol
 from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.workload.requests import Message
 from recserve.server.client import CallError, call
@@ -36,11 +37,12 @@ _TLS_ALERT: Final = 0x15
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the server listens, and its process; 0: unknown, so that its CPU time and memory are not measured."""
+    """Where the server listens, what it speaks, and its process; 0: unknown, so that its CPU time is not measured."""
 
     host: str
     port: int
     pid: int = 0
+    protocol: Protocol = "grpc"
 
     @property
     def address(self) -> str:
@@ -71,18 +73,37 @@ def started_server(config: Path, cores: Sequence[int] = ()) -> Iterator[Target]:
     Raises:
         TargetError: it does not start; the message has the end of its log.
     """
-    command = (sys.executable, "-m", "recserve.server.cli", "serve", "--config", str(config))
-    listen = ("--host", "127.0.0.1", "--port", "0")
+    module = ("recserve.server.cli", "serve", "--config", str(config), "--host", "127.0.0.1", "--port", "0")
+    with started(module, cores) as target:
+        yield target
+
+
+@contextlib.contextmanager
+def started(module: Sequence[str], cores: Sequence[int] = (), protocol: Protocol = "grpc") -> Iterator[Target]:
+    """A server in a process of its own while the block runs.
+
+    Args:
+        module: to run with Python, and its arguments; it says on standard output where it "is ready on HOST:PORT: ".
+        cores: that it may use; empty: all.
+        protocol: that it speaks.
+
+    Raises:
+        TargetError: it does not start; the message has the end of its log.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "out", Path(folder) / "log"
         with _on_cores(cores), out.open("wb") as stdout, log.open("wb") as stderr:
             # A session of its own: Ctrl-C ends the load, and we end the server.
             process = subprocess.Popen(
-                (*command, *listen), stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, start_new_session=True
+                (sys.executable, "-m", *module),
+                stdout=stdout,
+                stderr=stderr,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         try:
             host, port = parse_address(_wait_until_ready(process, out, log))
-            yield Target(host, port, process.pid)
+            yield Target(host, port, process.pid, protocol)
         finally:
             _end(process)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from google.protobuf.json_format import MessageToJson
 from numpy.typing import NDArray
 
 from recserve.loadtest.generator.wire import Kind, Requests, header_block
@@ -65,6 +67,22 @@ def serialise(
     """
     kinds = [_kind(each, authority, deadlines=deadlines) for each in scenario.requests]
     return Requests.of(kinds, [(kind, message.SerializeToString()) for kind, message in messages[:count]], count)
+
+
+def serialise_json(scenario: Scenario, messages: Sequence[tuple[int, Message]], count: int) -> Requests:
+    """So many requests for the generator over HTTP: the same messages as proto JSON, posted to /v1/ and their method.
+
+    Args:
+        scenario: that the messages are of. Its deadlines do not go with them.
+        messages: as messages_of gives them.
+        count: of requests.
+    """
+    kinds = [
+        Kind(f"/v1/{each.method}".encode(), each.least_items, degraded_field=0, times_field=0, timeout_ns=0)
+        for each in scenario.requests
+    ]
+    bodies = ((kind, MessageToJson(each, preserving_proto_field_name=True, indent=None)) for kind, each in messages)
+    return Requests.of(kinds, [(kind, body.encode()) for kind, body in itertools.islice(bodies, count)], count)
 
 
 def _kind(request: Request, authority: str, *, deadlines: bool) -> Kind:

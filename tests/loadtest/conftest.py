@@ -13,6 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
+from recserve.loadtest.reference.build import Workload, workload
+from recserve.loadtest.reference.recipe import Recipe
 from recserve.v1 import recommender_pb2 as pb
 
 SERVICE = "recserve.v1.RecommenderService"
@@ -88,3 +90,10 @@ def grpc_server() -> Iterator[Callable[..., tuple[int, grpc.Server]]]:
     yield start
     for server in started:
         server.stop(0).wait(10)
+
+
+@pytest.fixture(scope="session")
+def tiny_workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    """A reference workload of 2,000 items, 300 users and 30 trees, which is searched exactly."""
+    recipe = Recipe(name="tiny", items=2000, users=300, trees=30, groups=60, held_out=30)
+    return workload(recipe, tmp_path_factory.mktemp("workloads") / "tiny")

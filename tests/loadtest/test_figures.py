@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recserve.loadtest.figures import BEGIN, END, main, renew
+from recserve.loadtest.figures import BEGIN, END, main, renew, renew_named
 
 ROOT = Path(__file__).parents[2]
 RESULT = {
@@ -67,3 +67,47 @@ def test_the_readmes_figures_are_those_of_the_stored_results() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     files = [ROOT / "docs" / "bench" / name for name in ("kernels.json", "demo.json")]
     assert renew(readme, [json.loads(file.read_text("utf-8")) for file in files]) == readme
+
+
+def named(file: str) -> str:
+    return f"<!-- figures of {file}: written by python -m recserve.loadtest.figures -->\n"
+
+
+def test_places_name_their_files(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({**RESULT, "commit": "abc123", "command": "recserve-loadtest x"}))
+    trouble = {**RESULT, "workload": "other", "commit": "def456", "problems": ["the generator could not keep up"]}
+    (tmp_path / "two.json").write_text(json.dumps(trouble))
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n{named('one.json')}old\n{END}\nbetween\n{named('two.json')}{END}\nafter\n", "utf-8")
+    main([str(document)])
+    found = document.read_text("utf-8")
+    assert found.startswith(f"before\n{named('one.json')}\n*demo* on A CPU")
+    assert "commit `abc123`, by `recserve-loadtest x`." in found
+    assert "old" not in found
+    one, two = found.split("between")
+    assert "*other* on A CPU" in two
+    assert "- the generator could not keep up" in two
+    assert "| x | items 1,000,000 | 1.23 |" in one
+    assert found.endswith(f"{END}\nafter\n")
+    main([str(document)])
+    assert document.read_text("utf-8") == found
+
+
+def test_a_place_can_want_one_table(tmp_path: Path) -> None:
+    forest = (ROOT / "docs" / "bench" / "forest.json").read_text("utf-8")
+    (tmp_path / "forest.json").write_text(forest, "utf-8")
+    found = renew_named(f"{named('forest.json, table 1')}{END}", tmp_path)
+    assert "1,000 trees of up to 64 leaves, 500 rows" in found
+    assert "Compilation, seconds" not in found
+    with pytest.raises(ValueError, match="no table 99"):
+        renew_named(f"{named('forest.json, table 99')}{END}", tmp_path)
+
+
+def test_a_document_that_names_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names a file"):
+        renew_named(f"{BEGIN}\n{END}", tmp_path)
+
+
+def test_performance_shows_the_stored_results() -> None:
+    document = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    assert renew_named(document, ROOT / "docs") == document

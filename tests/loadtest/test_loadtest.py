@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from recserve.loadtest.cli import main
-from recserve.loadtest.kernels import clustered_vectors, measure_kernels
+from recserve.loadtest.clusters import clustered_vectors
+from recserve.loadtest.kernels import measure_kernels
 from recserve.loadtest.results import Measurement, document, time_call
 
 

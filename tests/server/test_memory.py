@@ -14,7 +14,7 @@ import pytest
 from recserve.exporters.export import export_bundle
 from recserve.exporters.spec import BundleSpec, CatalogueSpec, IndexSpec, ItemColumn, Roles, SpaceSpec
 from recserve.kernels.features import FeatureSchema
-from recserve.loadtest.kernels import clustered_vectors
+from recserve.loadtest.clusters import clustered_vectors
 from recserve.v1 import recommender_pb2 as pb
 from recserve.v1 import recommender_pb2_grpc
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -167,6 +168,86 @@ def test_a_target_that_dies_keeps_what_was_measured(
     assert row["outcomes"]["OK"]["requests"] > 10
     assert "connection lost" in row["outcomes"]
     assert not row["valid"]
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_the_rates_before_the_target_died(
+    grpc_server: Callable[..., tuple[int, grpc.Server]],
+    answer_of: Callable[..., bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked, enough = itertools.count(), threading.Event()
+
+    def recommend(_: bytes, __: grpc.ServicerContext) -> bytes:
+        if next(asked) == 80:  # the first rate sends about 45
+            enough.set()
+        return answer_of(20)
+
+    port, server = grpc_server(recommend)
+    out = tmp_path / "sweep.json"
+    threading.Thread(target=lambda: enough.wait(60) and server.stop(0)).start()
+    target = ("--target", f"127.0.0.1:{port}", "--scenario", "strangers", "--no-report")
+    options = ("--rates", 10, 60, "--seconds", 4.5, "--warmup", 0, "--budget-ms", 60_000, "--out", out)
+    assert load("sweep", *target, *options) == 1
+    assert "the target went away" in capsys.readouterr().err
+    first, second = json.loads(out.read_text("utf-8"))["results"]
+    assert first["ok_share"] == 1
+    assert first["params"]["rate"] == 10
+    assert not second["valid"]
+
+
+def test_a_target_that_is_not_there_leaves_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.json"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        assert load("run", "--target", address, "--rate", 10, "--scenario", "strangers", "--out", out) == 1
+    assert f"nothing can be reached at {address}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_another_service_leaves_no_result(
+    grpc_server: Callable[..., tuple[int, grpc.Server]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "saturate.json"
+    port, _ = grpc_server(lambda request, _: request, method="Other")
+    assert load("saturate", "--target", f"127.0.0.1:{port}", "--scenario", "strangers", "--out", out) == 1
+    assert "it is another service, or another version of the proto" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_server_without_its_bundle_leaves_no_result(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking, out = tmp_path / "server.toml", tmp_path / "run.json"
+    lines = [line for line in config.read_text("utf-8").splitlines() if "sources" not in line]
+    lacking.write_text("\n".join(lines).replace('/bundle"', '/absent"'), "utf-8")
+    assert load("run", "--config", lacking, "--rate", 10, "--out", out) == 1
+    assert "absent" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_ctrl_c_while_the_server_starts_ends_both(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    command = (sys.executable, "-m", "recserve.loadtest.cli", "run", "--config", str(config))
+    options = ("--rate", "50", "--seconds", "60", "--out", str(out))
+    with subprocess.Popen((*command, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        server = _first_child(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip() == "recserve-loadtest: interrupted"
+    assert not Path(f"/proc/{server}").exists()
+    assert not out.exists()
+
+
+def _first_child(pid: int) -> str:
+    end = time.monotonic() + 40
+    while not (found := Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found[0]
 
 
 @pytest.mark.parametrize(

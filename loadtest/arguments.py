@@ -1,0 +1,45 @@
+"""What arguments of the command line may be."""
+
+from __future__ import annotations
+
+import argparse
+
+from recserve.loadtest.generator.wire import MAX_TIMEOUT_S
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
+def pause(text: str) -> float:
+    """Seconds, from 0 to what a deadline can be."""
+    value = _number(text)
+    if not 0 <= value <= MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"expected 0 to {MAX_TIMEOUT_S:g} seconds, found {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
+
+
+def whole(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)
+
+
+def cores(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers of cores, such as 0,1; found {text!r}")
+    return tuple(map(int, parts))

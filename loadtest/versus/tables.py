@@ -1,0 +1,58 @@
+"""The result of `recserve-loadtest versus` as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from recserve.loadtest.grids import Grid
+
+
+def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
+    """One line for each service."""
+    rows = content["results"]
+    params, reference = rows[0]["params"], content["reference"]
+    yield Grid(
+        f"{reference['name']}, {reference['items']:,} items and {reference['trees']:,} trees, on one core, "
+        f"{params['rounds']} rounds: saturated with {params['outstanding']} requests outstanding, and at "
+        f"{params['light_rate']:g} requests a second",
+        (
+            "service",
+            "answers/s",
+            "recserve's by that",
+            "CPU ms/request",
+            "p50 ms at light load",
+            "p99 ms",
+            "memory MiB",
+            f"recall@{content['candidates']}",
+            f"overlap@{content['count']}",
+        ),
+        [_line(row, rows[0].get("ratio_to", {})) for row in rows],
+    )
+
+
+def verdict(own: Mapping[str, Any]) -> str:
+    """What it comes to, in a sentence.
+
+    Args:
+        own: the row of recserve.
+    """
+    low, high = own["ratio_range"]
+    return (
+        f"{own['ratio_to_better']:.1f} times the answers of the better baseline ({low:.1f} to {high:.1f} over the "
+        f"rounds), {own['cpu_ratio_to_better']:.1f} times by CPU time a request"
+    )
+
+
+def _line(row: Mapping[str, Any], ratios: Mapping[str, float]) -> tuple[str, ...]:
+    return (
+        row["name"],
+        f"{row['requests_per_s']:,.1f}",
+        f"{ratios[row['name']]:.1f}" if row["name"] in ratios else "-",
+        f"{row['cpu_ms_per_request']:.3g}",
+        f"{row['p50_ms']:.3g}",
+        f"{row['p99_ms']:.3g}",
+        f"{row['memory_mib']:,.0f}",
+        f"{row['recall']:.3f}",
+        f"{row['overlap']:.3f}",
+    )
