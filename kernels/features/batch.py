@@ -200,5 +200,5 @@ def recent_items(session_rows: NDArray[np.int64], history_rows: NDArray[np.int64
         history_rows: int64; the history's items, latest first.
     """
     rows = (*session_rows.tolist(), *history_rows.tolist())
-    distinct = dict.fromkeys(row for row in rows if row >= 0)  # quicker than np.unique up to thousands of them
+    distinct = dict.fromkeys(row for row in rows if row >= 0)  # for a few dozens quicker than np.unique
     return np.fromiter(distinct, np.int64, len(distinct))
