@@ -308,7 +308,7 @@ cdef void evaluate(Frame *f, const Instruction *step, double *out) noexcept nogi
 
 cdef void of_numbers(Frame *f, const Instruction *step, double *out) noexcept nogil:
     cdef double[BLOCK] a, b
-    cdef double quotient
+    cdef double quotient, same
     cdef Py_ssize_t i
     if step.op == OP_VALUE:
         load_numbers(f, step.a_place, step.a, out)
@@ -334,7 +334,8 @@ cdef void of_numbers(Frame *f, const Instruction *step, double *out) noexcept no
             out[i] = a[i] * step.parameter + b[i]
     else:
         for i in range(f.count):
-            out[i] = NAN if (a[i] != a[i]) | (b[i] != b[i]) else 1.0 if a[i] == b[i] else 0.0
+            same = 1.0 if a[i] == b[i] else 0.0
+            out[i] = NAN if (a[i] != a[i]) | (b[i] != b[i]) else same
 
 
 cdef void load_numbers(Frame *f, int place, int index, double *out) noexcept nogil:
@@ -367,13 +368,15 @@ cdef void rank_in(Frame *f, const Instruction *step, double *out) noexcept nogil
     cdef const Columns *columns = &f.user if step.b_place == AT_USER_LIST else &f.context
     cdef const int64_t *ends = columns.list_offsets + f.request * columns.list_width + step.b
     cdef const int32_t *ranked = columns.list_codes + ends[0]
+    cdef double code
     cdef Py_ssize_t i, rank
     load_numbers(f, step.a_place, step.a, codes)
     for i in range(f.count):
         out[i] = NAN
     for rank in range(ends[1] - ends[0], 0, -1):  # the first of equal codes counts, so it comes last
+        code = ranked[rank - 1]
         for i in range(f.count):
-            out[i] = <double>rank if codes[i] == ranked[rank - 1] else out[i]
+            out[i] = <double>rank if codes[i] == code else out[i]
 
 
 cdef void of_time(Frame *f, const Instruction *step, double *out) noexcept nogil:
