@@ -81,8 +81,8 @@ cdef struct Space:
     Py_ssize_t dim
     Py_ssize_t depth        # similarities to how many recent items are needed
     Py_ssize_t recent       # how many of those the current request has
-    double *queries         # [depth + 1, dot64_padded(dim)]: vectors of the recent items, then the user's
-    double *products        # [depth + 1, BLOCK]: of the queries with the current candidates
+    double *queries         # [recent + 1, dot64_padded(dim)]: the vectors of the recent items, and then the user's
+    double *products        # [recent + 1, BLOCK]: of the queries with the current candidates
 
 
 cdef enum:
@@ -143,7 +143,7 @@ cdef struct Frame:
     double *request_numbers
     int64_t *request_times
     double *totals                  # [selections]: the user's events
-    int64_t *recent                 # [recent_depth]: the last known items
+    int64_t *recent                 # [recent_count]: the last known items
     Py_ssize_t recent_depth
     Py_ssize_t recent_count
     int hash_shift

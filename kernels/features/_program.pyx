@@ -215,27 +215,35 @@ cdef float *take_result(Buffers buffers, array, Py_ssize_t rows, Py_ssize_t colu
 
 cdef void lay_out(Frame *f, Arena *arena) noexcept:
     """Give everything that a call writes its place in the arena."""
-    cdef Py_ssize_t longest = FIRST_KEY, r, g, s
+    cdef Py_ssize_t entries = FIRST_KEY + longest(f.history_offsets, f.requests)
+    cdef Py_ssize_t recent = longest(f.recent_offsets, f.requests), queries, g, s
     cdef Group *group
     cdef Space *space
-    for r in range(f.requests):
-        longest = max(longest, FIRST_KEY + f.history_offsets[r + 1] - f.history_offsets[r])
     f.request_numbers = <double *>carve(arena, request_numbers(f) * sizeof(double))
     f.request_times = <int64_t *>carve(arena, request_times(f) * sizeof(int64_t))
     f.totals = <double *>carve(arena, f.selection_count * sizeof(double))
-    f.recent = <int64_t *>carve(arena, f.recent_depth * sizeof(int64_t))
+    f.recent = <int64_t *>carve(arena, min(f.recent_depth, recent) * sizeof(int64_t))
     f.template = <float *>carve(arena, f.width * sizeof(float))
     for g in range(f.group_count):
         group = &f.groups[g]
-        group.slots = <int32_t *>carve(arena, (<Py_ssize_t>1 << table_bits(longest)) * sizeof(int32_t))
-        group.keys = <int64_t *>carve(arena, longest * sizeof(int64_t))
-        group.counts = <double *>carve(arena, longest * f.selection_count * sizeof(double))
-        group.last_us = <int64_t *>carve(arena, longest * f.selection_count * sizeof(int64_t))
+        group.slots = <int32_t *>carve(arena, (<Py_ssize_t>1 << table_bits(entries)) * sizeof(int32_t))
+        group.keys = <int64_t *>carve(arena, entries * sizeof(int64_t))
+        group.counts = <double *>carve(arena, entries * f.selection_count * sizeof(double))
+        group.last_us = <int64_t *>carve(arena, entries * f.selection_count * sizeof(int64_t))
         group.found = <int32_t *>carve(arena, BLOCK * sizeof(int32_t))
     for s in range(f.space_count):
         space = &f.spaces[s]
-        space.queries = <double *>carve(arena, (space.depth + 1) * dot64_padded(space.dim) * sizeof(double))
-        space.products = <double *>carve(arena, (space.depth + 1) * BLOCK * sizeof(double))
+        queries = min(space.depth, recent) + 1
+        space.queries = <double *>carve(arena, queries * dot64_padded(space.dim) * sizeof(double))
+        space.products = <double *>carve(arena, queries * BLOCK * sizeof(double))
+
+
+cdef Py_ssize_t longest(const int64_t *offsets, Py_ssize_t parts) noexcept:
+    """The length of the longest part."""
+    cdef Py_ssize_t found = 0, i
+    for i in range(parts):
+        found = max(found, offsets[i + 1] - offsets[i])
+    return found
 
 
 cdef void *carve(Arena *arena, Py_ssize_t size) noexcept:
@@ -308,7 +316,7 @@ cdef void evaluate(Frame *f, const Instruction *step, double *out) noexcept nogi
 
 cdef void of_numbers(Frame *f, const Instruction *step, double *out) noexcept nogil:
     cdef double[BLOCK] a, b
-    cdef double quotient
+    cdef double quotient, same
     cdef Py_ssize_t i
     if step.op == OP_VALUE:
         load_numbers(f, step.a_place, step.a, out)
@@ -334,7 +342,8 @@ cdef void of_numbers(Frame *f, const Instruction *step, double *out) noexcept no
             out[i] = a[i] * step.parameter + b[i]
     else:
         for i in range(f.count):
-            out[i] = NAN if (a[i] != a[i]) | (b[i] != b[i]) else 1.0 if a[i] == b[i] else 0.0
+            same = 1.0 if a[i] == b[i] else 0.0
+            out[i] = NAN if (a[i] != a[i]) | (b[i] != b[i]) else same
 
 
 cdef void load_numbers(Frame *f, int place, int index, double *out) noexcept nogil:
@@ -367,13 +376,15 @@ cdef void rank_in(Frame *f, const Instruction *step, double *out) noexcept nogil
     cdef const Columns *columns = &f.user if step.b_place == AT_USER_LIST else &f.context
     cdef const int64_t *ends = columns.list_offsets + f.request * columns.list_width + step.b
     cdef const int32_t *ranked = columns.list_codes + ends[0]
+    cdef double code
     cdef Py_ssize_t i, rank
     load_numbers(f, step.a_place, step.a, codes)
     for i in range(f.count):
         out[i] = NAN
     for rank in range(ends[1] - ends[0], 0, -1):  # the first of equal codes counts, so it comes last
+        code = ranked[rank - 1]
         for i in range(f.count):
-            out[i] = <double>rank if codes[i] == ranked[rank - 1] else out[i]
+            out[i] = <double>rank if codes[i] == code else out[i]
 
 
 cdef void of_time(Frame *f, const Instruction *step, double *out) noexcept nogil:

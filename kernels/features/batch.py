@@ -138,7 +138,7 @@ def _code_list(name: str, value: Override) -> Sequence[int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ItemArrays:
-    """What features read of the N items; the arrays may be mapped files.
+    """What features read of the N items; the arrays may be mapped files. A program that has seen them trusts them.
 
     Attributes:
         features: float32 [N, a]: `FeatureSchema.item_feature_columns`; category codes as floats; missing: NaN.

@@ -35,48 +35,51 @@ DOT64_INLINE double DOT64_NAME(fold)(const DOT64_NAME(register) lanes[DOT64_REGI
     return total;
 }
 
-/* The products of one row with `size` queries, a constant of the caller. */
-DOT64_INLINE void DOT64_NAME(tile)(const float *row, ptrdiff_t dim, const double *queries, int size, double *products,
-                                   ptrdiff_t stride) {
+/* The products of one row with `size` queries, a constant of the caller. `last` is the row's last chunk, zero-padded, or
+ * NULL where the row consists of whole chunks. */
+DOT64_INLINE void DOT64_NAME(tile)(const float *row, ptrdiff_t dim, const float *last, const double *queries, int size,
+                                   double *products, ptrdiff_t stride) {
     DOT64_NAME(register) lanes[DOT64_TILE][DOT64_REGISTERS] = {{{0}}};
     const ptrdiff_t whole = dim - dim % DOT64_LANES, padded = dot64_padded(dim);
     for (ptrdiff_t i = 0; i < whole; i += DOT64_LANES)
         DOT64_NAME(add_chunk)(lanes, row + i, queries + i, padded, size);
-    if (whole < dim) {
-        float last[DOT64_LANES] = {0};
-        memcpy(last, row + whole, (size_t)(dim - whole) * sizeof(float));
-        DOT64_NAME(add_chunk)(lanes, last, queries + whole, padded, size);
-    }
+    if (last != NULL) DOT64_NAME(add_chunk)(lanes, last, queries + whole, padded, size);
     for (int q = 0; q < size; q++) products[q * stride] = DOT64_NAME(fold)(lanes[q]);
+}
+
+/* The products of one row with all queries; the first row of `products` is the first query's. */
+DOT64_INLINE void DOT64_NAME(row)(const float *row, ptrdiff_t dim, const double *queries, ptrdiff_t count,
+                                  double *products, ptrdiff_t stride) {
+    const ptrdiff_t rest = dim % DOT64_LANES;
+    float padded[DOT64_LANES] = {0};
+    memcpy(padded, row + dim - rest, (size_t)rest * sizeof(float));
+    const float *const last = rest == 0 ? NULL : padded;
+    for (; count > 0; count -= DOT64_TILE, queries += DOT64_TILE * dot64_padded(dim), products += DOT64_TILE * stride) {
+        switch (count) {
+#define DOT64_CASE(size) DOT64_NAME(tile)(row, dim, last, queries, size, products, stride); break;
+            case 1: DOT64_CASE(1)
+#if DOT64_TILE > 2
+            case 2: DOT64_CASE(2)
+            case 3: DOT64_CASE(3)
+            case 4: DOT64_CASE(4)
+            case 5: DOT64_CASE(5)
+#endif
+#if DOT64_TILE > 6
+            case 6: DOT64_CASE(6)
+            case 7: DOT64_CASE(7)
+#endif
+            default: DOT64_CASE(DOT64_TILE)
+#undef DOT64_CASE
+        }
+    }
 }
 
 DOT64_TARGET static void DOT64_VARIANT(const float *table, ptrdiff_t dim, const int64_t *rows, ptrdiff_t n,
                                        ptrdiff_t more, const double *queries, ptrdiff_t count, double *products,
                                        ptrdiff_t stride) {
-    const ptrdiff_t padded = dot64_padded(dim);
     for (ptrdiff_t i = 0; i < n; i++) {
         if (i + DOT64_AHEAD < n + more) dot64_fetch(table + rows[i + DOT64_AHEAD] * dim, dim);
-        const float *const row = table + rows[i] * dim;
-        for (ptrdiff_t q = 0; q < count; q += DOT64_TILE) {
-            const double *const some = queries + q * padded;
-            double *const out = products + q * stride + i;
-            switch (count - q) {
-#define DOT64_CASE(size) DOT64_NAME(tile)(row, dim, some, size, out, stride); break;
-                case 1: DOT64_CASE(1)
-#if DOT64_TILE > 2
-                case 2: DOT64_CASE(2)
-                case 3: DOT64_CASE(3)
-                case 4: DOT64_CASE(4)
-                case 5: DOT64_CASE(5)
-#endif
-#if DOT64_TILE > 6
-                case 6: DOT64_CASE(6)
-                case 7: DOT64_CASE(7)
-#endif
-                default: DOT64_CASE(DOT64_TILE)
-#undef DOT64_CASE
-            }
-        }
+        DOT64_NAME(row)(table + rows[i] * dim, dim, queries, count, products + i, stride);
     }
 }
 
