@@ -318,16 +318,49 @@ static void forest_walk(const forest_t *forest, const forest_scratch_t *scratch,
     }
 }
 
-/* bins[columns[i], row] = table[rows[row], i] for a block of n rows; what lies behind the last row is bin 0. */
+#ifdef __x86_64__
+/* 16 rows of 16 bytes to columns: byte c of tile[r] goes to byte r of tile[c]. Interleaving the rows' halves rotates the
+ * bits of each byte's place, 16 r + c, by one; four times exchanges r and c. */
+static inline void forest_transpose(__m128i tile[16]) {
+    for (int round = 0; round < 4; round++) {
+        __m128i mixed[16];
+        for (int i = 0; i < 8; i++) {
+            mixed[2 * i] = _mm_unpacklo_epi8(tile[i], tile[i + 8]);
+            mixed[2 * i + 1] = _mm_unpackhi_epi8(tile[i], tile[i + 8]);
+        }
+        memcpy(tile, mixed, sizeof mixed);
+    }
+}
+#endif
+
+/* bins[columns[i], row] = lines[row][i] for 16 rows. */
+static void forest_gather_lines(const uint8_t *const lines[16], const int32_t *columns, ptrdiff_t count, uint8_t *bins,
+                                ptrdiff_t width) {
+    ptrdiff_t i = 0;
+#ifdef __x86_64__
+    for (; count >= 16 && i < count; i += 16) {
+        const ptrdiff_t first = i < count - 16 ? i : count - 16; /* the last tile overlaps the one before */
+        __m128i tile[16];
+        for (int row = 0; row < 16; row++) tile[row] = _mm_loadu_si128((const __m128i *)(lines[row] + first));
+        forest_transpose(tile);
+        for (int c = 0; c < 16; c++) _mm_store_si128((__m128i *)(bins + columns[first + c] * width), tile[c]);
+    }
+#endif
+    for (; i < count; i++)
+        for (int row = 0; row < 16; row++) bins[columns[i] * width + row] = lines[row][i];
+}
+
+/* bins[columns[i], row] = table[rows[row], i] for a block of n rows; what lies behind the last row is any bin. */
 static void forest_gather(const uint8_t *table, const int64_t *rows, ptrdiff_t n, const int32_t *columns,
                           ptrdiff_t count, uint8_t *bins, ptrdiff_t width) {
-    for (ptrdiff_t row = 0; row < n; row++) {
-        const uint8_t *line = table + rows[row] * count;
-        if (row + 16 < n) {
-            const uint8_t *ahead = table + rows[row + 16] * count;
-            for (ptrdiff_t byte = 0; byte < count; byte += 64) __builtin_prefetch(ahead + byte);
+    for (ptrdiff_t start = 0; start < n; start += 16) {
+        const uint8_t *lines[16];
+        for (ptrdiff_t i = 0; i < 16; i++) {
+            const ptrdiff_t row = start + i < n ? start + i : n - 1, ahead = row + 16 < n ? row + 16 : row;
+            lines[i] = table + rows[row] * count;
+            for (ptrdiff_t byte = 0; byte < count; byte += 64) __builtin_prefetch(table + rows[ahead] * count + byte);
         }
-        for (ptrdiff_t i = 0; i < count; i++) bins[columns[i] * width + row] = line[i];
+        forest_gather_lines(lines, columns, count, bins + start, width);
     }
 }
 
