@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 
 import grpc.aio
 
+from recserve.server.address import Address
 from recserve.server.config import ServerSettings
 from recserve.server.rpc.errors import FrontError
-from recserve.server.rpc.fronts.address import Address
 from recserve.server.rpc.fronts.grpcio import GrpcioFront
 from recserve.server.rpc.servicer import RecommenderService
 
