@@ -16,12 +16,14 @@ from recserve.loadtest.forest.tables import document_grids
 from recserve.loadtest.grids import Grid, markdown_table
 from recserve.loadtest.retrieval.tables import all_grids
 from recserve.loadtest.runs.document import load_grids
+from recserve.loadtest.runs.summary import summary_grids
 from recserve.server.text import between_marks
 
 LOADS: Final = ("run", "sweep", "capacity", "soak", "saturate")
 GRIDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterable[Grid]]]] = {
     "forest": document_grids,
     "retrieval": all_grids,
+    "summary": summary_grids,
     **dict.fromkeys(LOADS, load_grids),
 }
 """Workloads with tables of their own."""

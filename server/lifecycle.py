@@ -55,6 +55,7 @@ def serve(settings: Settings, owner: Callable[[], Owner] | None = None) -> None:
 
     Raises:
         ListenError: the address cannot be listened on.
+        FrontError: the configured front cannot be had.
         LoadError: a bundle or the snapshot cannot be served.
         PlacementError: what is configured asks for what a bundle does not have.
     """

@@ -138,10 +138,12 @@ class _Workers:
     def _ended(self, worker: Connection) -> None:
         process = self._running.pop(worker)
         process.join()
+        code = process.exitcode or 0
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         if not self._stopping:
-            code = process.exitcode or 0
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
             self._stop(f"{process.name} ended {how}, so the others were stopped; the log may say more")
+        elif code:
+            logger.warning("%s ended %s instead of draining", process.name, how)
 
     def _received(self, number: signal.Signals) -> None:
         if self._stopping:

@@ -52,6 +52,7 @@ class RpcServer:
 
         Raises:
             ListenError: the host is unknown or not this machine's, or the port is taken or not permitted.
+            FrontError: the front lacks what it needs.
         """
         bound = self._front.bind(await asyncio.to_thread(look_up, self._settings.host, self._settings.port))
         await self.set_serving(False)

@@ -72,7 +72,9 @@ def test_connections_are_spread_over_the_workers(start: Start, front: str) -> No
 
 def test_draining_finishes_what_is_in_flight_in_all_workers(start: Start, front: str) -> None:
     """Also where the signal reaches the workers, too, as of a terminal or a service manager."""
-    server = start("--set", f"server.front={front}", "--set", "compute.max_batch=1")
+    server = start(
+        "--set", f"server.front={front}", "--set", "compute.max_batch=1", "--set", "server.drain_seconds=60"
+    )  # fmt: skip
     address = ready(server)
     requests = [pb.RecommendRequest(user_id=f"user-{index % 50:02d}", count=39) for index in range(256)]
 
@@ -93,6 +95,7 @@ def test_draining_finishes_what_is_in_flight_in_all_workers(start: Start, front:
         assert [len(call.result(60).answers) for call in calls] == [256] * 8
     assert server.wait() == 0
     assert server.log.count("recserve.server.lifecycle: stopped") == 2
+    assert "instead of draining" not in server.log
 
 
 def test_the_port_belongs_to_one_server(start: Start, recserve: Run, front: str) -> None:

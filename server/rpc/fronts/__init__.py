@@ -37,7 +37,11 @@ class Front(Protocol):
         ...
 
     async def start(self) -> None:
-        """Answer from now on."""
+        """Answer from now on.
+
+        Raises:
+            FrontError: the front lacks what it needs.
+        """
         ...
 
     async def stop(self, grace: float) -> None:

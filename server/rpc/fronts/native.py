@@ -28,6 +28,7 @@ from pygrpc_native import NativeGrpcFront
 
 from recserve.server.address import Address
 from recserve.server.config import ServerSettings
+from recserve.server.rpc.errors import FrontError
 from recserve.server.rpc.fronts.grpcio import server_options
 from recserve.server.rpc.servicer import SERVICE, RecommenderService
 
@@ -78,9 +79,15 @@ class NativeFront:
 
     async def start(self) -> None:
         """See `Front`."""
-        self._folder = tempfile.TemporaryDirectory(prefix="recserve-")
-        path = Path(self._folder.name) / "others.sock"
-        self.others.add_insecure_port(f"unix:{path}")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="recserve-")
+            path = Path(self._folder.name) / "others.sock"
+            self.others.add_insecure_port(f"unix:{path}")
+        except (OSError, RuntimeError) as error:
+            raise FrontError(
+                f"the native front needs a Unix socket in a temporary folder, and cannot have one ({error}): set "
+                "TMPDIR to a folder that can be written and has a short path"
+            ) from error
         await self.others.start()
         self._native.set_fallback(str(path))
         self._native.start()

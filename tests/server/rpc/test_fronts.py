@@ -251,6 +251,20 @@ def test_nothing_is_left_in_the_temporary_folder(run, front: str, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_native_front_without_a_temporary_folder(run, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("pygrpc_native", reason="pygrpc-native is in the extra [native]")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+
+    async def life() -> None:
+        settings = ServerSettings(port=0)
+        opened = front_type("native")(Service(echo), settings)
+        opened.bind(look_up(settings.host, settings.port))
+        await opened.start()
+
+    with pytest.raises(FrontError, match="TMPDIR to a folder that can be written"):
+        run(life())
+
+
 def test_a_front_that_is_not_installed(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "recserve.server.rpc.fronts.native", raising=False)
     monkeypatch.setitem(sys.modules, "pygrpc_native", None)
