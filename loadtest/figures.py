@@ -25,6 +25,7 @@ from recserve.loadtest.forest.tables import document_grids
 from recserve.loadtest.grids import Grid, markdown_table
 from recserve.loadtest.retrieval.tables import all_grids
 from recserve.loadtest.runs.document import load_grids, problems_of
+from recserve.loadtest.runs.summary import summary_grids
 from recserve.loadtest.versus.tables import all_grids as versus_grids
 from recserve.server.text import between_marks
 
@@ -32,6 +33,7 @@ LOADS: Final = ("run", "sweep", "capacity", "soak", "saturate")
 GRIDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterable[Grid]]]] = {
     "forest": document_grids,
     "retrieval": all_grids,
+    "summary": summary_grids,
     "versus": versus_grids,
     **dict.fromkeys(LOADS, load_grids),
 }

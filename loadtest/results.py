@@ -23,6 +23,7 @@ PACKAGES = (
     "recserve",
     "numpy",
     "grpcio",
+    "pygrpc-native",
     "protobuf",
     "faiss-cpu",
     "onnxruntime",

@@ -28,6 +28,7 @@ _FLAGS = {
     "snapshot": ("state", "snapshot"),
     "device": ("compute", "device"),
     "threads": ("compute", "threads"),
+    "workers": ("server", "workers"),
 }
 """Flags with a name of their own, and the keys that they set."""
 
@@ -55,7 +56,10 @@ def _serve(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     configure_logging(settings.log.level)
-    from recserve.server.lifecycle import serve  # noqa: PLC0415
+    if settings.server.workers > 1:
+        from recserve.server.workers import serve  # noqa: PLC0415
+    else:
+        from recserve.server.lifecycle import serve  # noqa: PLC0415
 
     serve(settings)
     return 0
@@ -244,6 +248,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--snapshot", metavar="PATH", help="user snapshot")
     parser.add_argument("--device", metavar="cpu|cuda", help="where towers and search run")
     parser.add_argument("--threads", metavar="N", help="compute threads")
+    parser.add_argument("--workers", metavar="N", help="processes that share the port")
     parser.add_argument(
         "--allow-native-code", action=argparse.BooleanOptionalAction, help="load shared libraries from bundles"
     )

@@ -14,10 +14,9 @@ import logging
 import os
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import uvloop
@@ -29,7 +28,7 @@ from recserve.server.pipeline.pipeline import Pipeline
 from recserve.server.rpc.app import RpcServer
 from recserve.server.rpc.servicer import RecommenderService
 from recserve.server.state.embedded import EmbeddedStore
-from recserve.server.text import own_command, pinned_clock, printable
+from recserve.server.text import announce, own_command, pinned_clock, printable
 from recserve.server.version import this_version
 
 logger = logging.getLogger(__name__)
@@ -37,24 +36,40 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def serve(settings: Settings) -> None:
-    """Serve in the foreground until SIGTERM or SIGINT; a second signal ends the process at once.
+class Owner(Protocol):
+    """Who runs a server. Made on the running event loop."""
+
+    stop: asyncio.Future[None]
+    """Done when the server shall drain and stop."""
+
+    def announce(self, text: str) -> None:
+        """The server serves, and this is what a person should know of it."""
+        ...
+
+
+def serve(settings: Settings, owner: Callable[[], Owner] | None = None) -> None:
+    """Serve until its owner wants it to stop.
+
+    Args:
+        settings: the configuration.
+        owner: makes who runs it; left out: SIGTERM and SIGINT stop it, and a second one ends the process at once.
 
     Raises:
         ListenError: the address cannot be listened on.
+        FrontError: the configured front cannot be had.
         LoadError: a bundle or the snapshot cannot be served.
         PlacementError: what is configured asks for what a bundle does not have.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        at_rest = runner.run(_live(settings))
+        at_rest = runner.run(_live(settings, owner or _Terminal))
     if not at_rest:
         # The interpreter's own way out would end a thread in the middle of a kernel, and C++ answers that by aborting.
         os._exit(0)
 
 
-async def _live(settings: Settings) -> bool:
+async def _live(settings: Settings, made_owner: Callable[[], Owner]) -> bool:
     """Whether nothing is at work any more once it has ended."""
-    signals = _Signals()
+    owner = made_owner()
     registry: BundleRegistry[Pipeline] = BundleRegistry()
     store = EmbeddedStore.from_settings(settings.state)
     service = RecommenderService(registry, store, settings)
@@ -65,15 +80,15 @@ async def _live(settings: Settings) -> bool:
         logger.warning("%s", pinned_clock(settings.server.clock))
     loading = _in_thread(lambda: load(settings))
     try:
-        either: tuple[asyncio.Future[Any], ...] = (loading, signals.first)
+        either: tuple[asyncio.Future[Any], ...] = (loading, owner.stop)
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             _put_into_service(loading.result(), registry, store)
             _keep_for_good()
             await server.set_serving(True)
             logger.info("serving on %s", address)
-            _announce(loading.result(), address, settings.server.clock)
-            await signals.first
+            owner.announce("\n".join(_announcement(loading.result(), address, settings.server.clock)))
+            await owner.stop
         logger.info("draining for up to %g s", settings.server.drain_seconds)
     finally:
         loading.cancel()
@@ -104,22 +119,23 @@ def _log_caches(service: RecommenderService) -> None:
         logger.info("cache of %s: %d hits, %d misses, %d entries", name, stats.hits, stats.misses, stats.entries)
 
 
-class _Signals:
-    """SIGTERM and SIGINT: `first` is done with the first of them; the second ends the process.
-
-    Made on the running event loop, in the main thread.
-    """
+class _Terminal:
+    """A terminal, or whatever sends signals; see `Owner`. Made in the main thread."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.first: asyncio.Future[None] = loop.create_future()
+        self.stop: asyncio.Future[None] = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._received, number)
 
+    def announce(self, text: str) -> None:
+        """See `Owner`."""
+        announce(text)
+
     def _received(self, number: signal.Signals) -> None:
-        if not self.first.done():
+        if not self.stop.done():
             logger.info("received %s", number.name)
-            self.first.set_result(None)
+            self.stop.set_result(None)
             return
         logger.warning("received %s again: stopping at once, requests in flight are cut off", number.name)
         # Not sys.exit: a compute thread in the middle of a kernel would keep the interpreter waiting.
@@ -139,15 +155,6 @@ def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return asyncio.wrap_future(outcome)
-
-
-def _announce(loaded: Loaded, address: str, clock: datetime.datetime | None) -> None:
-    """Tell whoever watches; a server does not stop because nobody does."""
-    try:
-        print("\n".join(_announcement(loaded, address, clock)), flush=True)
-    except OSError:  # such as a pipe that nobody reads any more
-        # What is left in the buffer would fail again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _announcement(loaded: Loaded, address: str, clock: datetime.datetime | None) -> Iterator[str]:

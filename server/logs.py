@@ -8,7 +8,7 @@ import time
 
 from recserve.server.text import printable
 
-_FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
+_FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s {who}%(name)s: %(message)s"
 _TIME = "%Y-%m-%dT%H:%M:%S"
 
 
@@ -20,16 +20,16 @@ class LineFormatter(logging.Formatter):
 
     converter = staticmethod(time.gmtime)
 
-    def __init__(self) -> None:
-        super().__init__(_FORMAT, _TIME)
+    def __init__(self, who: str = "") -> None:
+        super().__init__(_FORMAT.format(who=who), _TIME)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the base class's name
         """The line without its stack trace."""
         return printable(super().formatMessage(record))
 
 
-def configure_logging(level: str) -> None:
-    """Log to stderr from `level` on: "debug", "info", "warning" or "error"."""
+def configure_logging(level: str, who: str = "") -> None:
+    """Log to stderr from `level` on: "debug", "info", "warning" or "error"; `who` stands before each event."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(LineFormatter(who))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

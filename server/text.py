@@ -24,6 +24,15 @@ def own_command() -> str:
     return shlex.quote(os.path.relpath(running))
 
 
+def announce(text: str) -> None:
+    """Tell whoever watches a server; it does not stop because nobody does."""
+    try:
+        print(text, flush=True)
+    except OSError:  # such as a pipe that nobody reads any more
+        # What is left in the buffer would fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def pinned_clock(clock: datetime.datetime) -> str:
     """What a pinned clock means, for whoever starts the server."""
     moment = clock.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")

@@ -51,6 +51,14 @@ class ServerSettings(_Section):
         description="What speaks gRPC: grpcio, or pygrpc-native (the extra `[native]`), which takes less CPU a "
         "request, and is for callers who can be trusted: `docs/fronts.md`.",
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Processes that share the port and the pages of mapped bundles, each with compute threads, "
+        "queue, caches and recently shown items of its own: `docs/fronts.md`. Above 1: Linux only.",
+        json_schema_extra=_unit("processes"),
+    )
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024,
         ge=64 * 1024,

@@ -12,8 +12,9 @@ status       error -> status: one table
 
 from __future__ import annotations
 
+from recserve.server.address import ListenError
 from recserve.server.rpc.app import RpcServer
-from recserve.server.rpc.errors import FrontError, ListenError, PlacementError
+from recserve.server.rpc.errors import FrontError, PlacementError
 from recserve.server.rpc.placements import check_placements
 from recserve.server.rpc.servicer import RecommenderService
 

@@ -9,9 +9,9 @@ from typing import Final
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from recserve.server.address import look_up
 from recserve.server.config import ServerSettings
 from recserve.server.rpc.fronts import front_type
-from recserve.server.rpc.fronts.address import look_up
 from recserve.server.rpc.servicer import SERVICE, RecommenderService
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,9 @@ class RpcServer:
 
         Raises:
             ListenError: the host is unknown or not this machine's, or the port is taken or not permitted.
+            FrontError: the front lacks what it needs.
         """
-        bound = self._front.bind(await look_up(self._settings.host, self._settings.port))
+        bound = self._front.bind(await asyncio.to_thread(look_up, self._settings.host, self._settings.port))
         await self.set_serving(False)
         await self._front.start()
         return bound

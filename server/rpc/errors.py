@@ -6,7 +6,6 @@ RequestError                     see recserve.server.pipeline.errors
 
 RecserveError                    see recserve.server.bundle.errors
 ├── FrontError                   the configured front cannot be had
-├── ListenError                  the server cannot listen on its address
 └── PlacementError               a configured placement needs what a bundle lacks
 """
 
@@ -39,10 +38,6 @@ class NotImplementedMethodError(RequestError):
 
 class FrontError(RecserveError):
     """The configured front cannot be had; the message says why, and what to do."""
-
-
-class ListenError(RecserveError):
-    """The server cannot listen on its address; the message has the system's reason."""
 
 
 class PlacementError(RecserveError):

@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 
 import grpc.aio
 
+from recserve.server.address import Address
 from recserve.server.config import ServerSettings
 from recserve.server.rpc.errors import FrontError
-from recserve.server.rpc.fronts.address import Address
 from recserve.server.rpc.fronts.grpcio import GrpcioFront
 from recserve.server.rpc.servicer import RecommenderService
 
@@ -37,7 +37,11 @@ class Front(Protocol):
         ...
 
     async def start(self) -> None:
-        """Answer from now on."""
+        """Answer from now on.
+
+        Raises:
+            FrontError: the front lacks what it needs.
+        """
         ...
 
     async def stop(self, grace: float) -> None:

@@ -9,8 +9,8 @@ import grpc.aio
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+from recserve.server.address import Address
 from recserve.server.config import ServerSettings
-from recserve.server.rpc.fronts.address import Address
 from recserve.server.rpc.servicer import SERVICE, RecommenderService
 
 Handler = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
@@ -21,6 +21,7 @@ class GrpcioFront:
 
     def __init__(self, service: RecommenderService, settings: ServerSettings) -> None:
         self.others = grpc.aio.server(options=server_options(settings))
+        self._shared = settings.workers > 1
         self.others.add_generic_rpc_handlers((_handlers(service),))
 
     def bind(self, address: Address) -> int:
@@ -28,7 +29,7 @@ class GrpcioFront:
         try:
             return self.others.add_insecure_port(address.text)
         except RuntimeError as error:  # gRPC does not tell why
-            raise address.refused(address.obstacle()) from error
+            raise address.refused(address.obstacle(shared=self._shared)) from error
 
     async def start(self) -> None:
         """See `Front`."""
@@ -44,8 +45,8 @@ def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # what the contract allows is sent; callers set their own limits
-        # A second server on the same port must fail, not share its connections silently.
-        ("grpc.so_reuseport", 0),
+        # Workers share a port on purpose. Else a second server must fail, not share its connections silently.
+        ("grpc.so_reuseport", int(settings.workers > 1)),
     ]
 
 

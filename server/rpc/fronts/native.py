@@ -26,8 +26,9 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from pygrpc_native import NativeGrpcFront
 
+from recserve.server.address import Address
 from recserve.server.config import ServerSettings
-from recserve.server.rpc.fronts.address import Address
+from recserve.server.rpc.errors import FrontError
 from recserve.server.rpc.fronts.grpcio import server_options
 from recserve.server.rpc.servicer import SERVICE, RecommenderService
 
@@ -56,6 +57,7 @@ class NativeFront:
     def __init__(self, service: RecommenderService, settings: ServerSettings) -> None:
         self.others = grpc.aio.server(options=server_options(settings))
         self._service = service
+        self._shared = settings.workers > 1
         self._max_bytes = settings.max_message_bytes
         self._loop = asyncio.get_running_loop()
         self._receiver = threading.Thread(target=self._receive, name="native-front", daemon=True)
@@ -66,19 +68,26 @@ class NativeFront:
 
     def bind(self, address: Address) -> int:
         """See `Front`."""
-        if reason := address.obstacle():  # asked first: pygrpc-native would write it to stderr, past the log
+        # Asked first: pygrpc-native would write it to stderr, past the log.
+        if reason := address.obstacle(shared=self._shared):
             raise address.refused(reason)
         try:
-            self._native = _opened(address)
+            self._native = _opened(address, reuse_port=self._shared)
         except OSError as error:
             raise address.refused(error.strerror) from error
         return self._native.bound_port
 
     async def start(self) -> None:
         """See `Front`."""
-        self._folder = tempfile.TemporaryDirectory(prefix="recserve-")
-        path = Path(self._folder.name) / "others.sock"
-        self.others.add_insecure_port(f"unix:{path}")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="recserve-")
+            path = Path(self._folder.name) / "others.sock"
+            self.others.add_insecure_port(f"unix:{path}")
+        except (OSError, RuntimeError) as error:
+            raise FrontError(
+                f"the native front needs a Unix socket in a temporary folder, and cannot have one ({error}): set "
+                "TMPDIR to a folder that can be written and has a short path"
+            ) from error
         await self.others.start()
         self._native.set_fallback(str(path))
         self._native.start()
@@ -137,7 +146,7 @@ class NativeFront:
             self._native.respond(call, reply)
 
 
-def _opened(address: Address) -> NativeGrpcFront:
+def _opened(address: Address, *, reuse_port: bool) -> NativeGrpcFront:
     return NativeGrpcFront(
         address.text,
         [(f"/{SERVICE.full_name}/{name}", False) for name in _METHODS],
@@ -145,4 +154,5 @@ def _opened(address: Address) -> NativeGrpcFront:
         call_details=True,
         keepalive_permit_without_calls=False,  # as grpcio
         max_concurrent_streams=_STREAMS,
+        reuse_port=reuse_port,
     )

@@ -16,10 +16,10 @@ import uvloop
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
+from recserve.server.address import look_up
 from recserve.server.config import ServerSettings
 from recserve.server.rpc import FrontError
 from recserve.server.rpc.fronts import Front, front_type
-from recserve.server.rpc.fronts.address import look_up
 from recserve.server.rpc.servicer import SERVICE
 
 RECOMMEND = f"/{SERVICE.full_name}/Recommend"
@@ -41,7 +41,7 @@ def ask(run: Callable[..., Any], front: str) -> Callable[[Scenario, Answer], Any
     async def asking(scenario: Scenario, answer: Answer) -> Any:
         settings = ServerSettings(port=0, max_message_bytes=100_000)
         opened = front_type(front)(Service(answer), settings)
-        port = opened.bind(await look_up(settings.host, settings.port))
+        port = opened.bind(look_up(settings.host, settings.port))
         await opened.start()
         try:
             options = [("grpc.max_receive_message_length", -1)]
@@ -227,7 +227,7 @@ def test_a_service_that_raises_leaves_nobody_waiting(run, front: str) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unhandled.append(context))
         settings = ServerSettings(port=0)
         opened = front_type(front)(Service(answer), settings)
-        port = opened.bind(await look_up(settings.host, settings.port))
+        port = opened.bind(look_up(settings.host, settings.port))
         await opened.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             code, _ = await status_of(channel.unary_unary(RECOMMEND)(b"", timeout=5))
@@ -243,12 +243,26 @@ def test_nothing_is_left_in_the_temporary_folder(run, front: str, tmp_path: Path
     async def life() -> None:
         settings = ServerSettings(port=0)
         opened = front_type(front)(Service(echo), settings)
-        opened.bind(await look_up(settings.host, settings.port))
+        opened.bind(look_up(settings.host, settings.port))
         await opened.start()
         await opened.stop(0.1)
 
     run(life())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_native_front_without_a_temporary_folder(run, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("pygrpc_native", reason="pygrpc-native is in the extra [native]")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+
+    async def life() -> None:
+        settings = ServerSettings(port=0)
+        opened = front_type("native")(Service(echo), settings)
+        opened.bind(look_up(settings.host, settings.port))
+        await opened.start()
+
+    with pytest.raises(FrontError, match="TMPDIR to a folder that can be written"):
+        run(life())
 
 
 def test_a_front_that_is_not_installed(monkeypatch) -> None:

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recserve.loadtest.grids import markdown_table
+from recserve.loadtest.runs.summary import main, summary_grids
+
+
+def run(scenario: str, name: str, cpu_ms: float, rate: float) -> dict[str, Any]:
+    params = {"outstanding": 8, "seconds": 5.0, "repeat": 2}
+    return {
+        "workload": "saturate",
+        "host": {"cores": 2},
+        "commit": "c",
+        "versions": {},
+        "bundle": None,
+        "config": "",
+        "scenario": {"name": f"scenarios/{scenario}.toml"},
+        "results": [{"name": name, "params": params, "cpu_ms_per_request": cpu_ms, "requests_per_s": rate}],
+    }
+
+
+def test_runs_of_the_same_scenario_and_server_are_one_line(tmp_path: Path) -> None:
+    runs = [
+        run("few", "a", 0.5, 1000),
+        run("few", "b", 0.3, 2000),
+        run("many", "a", 2.0, 400),
+        run("few", "a", 0.4, 3000),
+        run("few", "a", 0.9, 900),
+    ]
+    files = [tmp_path / f"{number}.json" for number in range(len(runs))]
+    for file, content in zip(files, runs, strict=True):
+        file.write_text(json.dumps(content), "utf-8")
+    main([str(tmp_path / "all.json"), *map(str, files)])
+    found = json.loads((tmp_path / "all.json").read_text("utf-8"))
+    assert found["results"][0] == {
+        "name": "a",
+        "params": {"scenario": "few", "outstanding": 8, "seconds": 5.0},
+        "cpu_ms_per_request": [0.5, 0.4, 0.9],
+        "requests_per_s": [1000, 3000, 900],
+    }
+    [grid] = summary_grids(found)
+    assert list(markdown_table(grid))[5:] == [
+        "| few, a | 3 | 0.5 | 0.4 | 1,000 | 3,000 |",
+        "| few, b | 1 | 0.3 | 0.3 | 2,000 | 2,000 |",
+        "| many, a | 1 | 2 | 2 | 400 | 400 |",
+    ]
