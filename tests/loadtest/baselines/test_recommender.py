@@ -126,10 +126,10 @@ def test_lists_are_chosen_as_the_reference_chooses_them(cap: int, categories: in
 
 
 def test_the_index_reaches_its_recall_and_is_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    vectors, queries = clustered_vectors(4000, 60, np.random.default_rng(1))
+    vectors, queries = clustered_vectors(20_000, 40, np.random.default_rng(1))
     _, nearest = exact_index(vectors).search(queries, 50)
     index, choice = tuned_index(vectors, queries, nearest, 0.9)
-    assert 0.9 <= choice.recall < 1
+    assert 0.9 <= choice.recall <= 1
     path = tmp_path_factory.mktemp("index") / "of" / "vectors.index"
     save(path, index, choice)
     again, kept = load(path)
