@@ -128,9 +128,14 @@ def save(path: Path, index: Any, choice: Choice) -> None:
     path.with_suffix(".json").write_text(json.dumps(asdict(choice), indent=1), "utf-8")
 
 
+def choice_of(path: Path) -> Choice:
+    """What a kept index is."""
+    return Choice(**json.loads(path.with_suffix(".json").read_text("utf-8")))
+
+
 def load(path: Path) -> tuple[Any, Choice]:
     """The index that `save` has kept."""
-    choice = Choice(**json.loads(path.with_suffix(".json").read_text("utf-8")))
+    choice = choice_of(path)
     index = faiss.read_index(str(path))
     faiss.ParameterSpace().set_index_parameters(index, choice.parameters)
     return index, choice

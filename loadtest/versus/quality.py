@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Final
@@ -14,11 +14,13 @@ import numpy as np
 from google.protobuf.json_format import MessageToJson
 
 from recserve.loadtest.baselines.data import load_data
-from recserve.loadtest.baselines.index import Choice, faiss, save, tuned_index
+from recserve.loadtest.baselines.index import Choice, choice_of, faiss, save, tuned_index
 from recserve.loadtest.baselines.recommender import open_tower, user_vectors
 from recserve.loadtest.reference.schema import SPACE
 from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.runs.target import Target
+from recserve.server.bundle.files import file_sha256
+from recserve.server.bundle.layout import MANIFEST
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.config import load_settings
 from recserve.server.pipeline.search import ExactSearcher, open_searcher
@@ -56,11 +58,11 @@ def indexes(config: Path, folder: Path, tell: Callable[[str], None]) -> Indexes:
     """
     settings = load_settings(file=config)
     bundle = open_bundle(settings.bundles[0].path, verify=False)
-    path = folder / f"{bundle.version}-faiss-{faiss.__version__}.index"
+    exported = file_sha256(bundle.path / MANIFEST)[:12]
+    path = folder / f"{exported}-faiss-{faiss.__version__}.index"
     about = path.with_name(f"{path.stem}.recall.json")
     if about.exists():
-        kept = json.loads(about.read_text("utf-8"))
-        return Indexes(path, Choice(**kept["choice"]), kept["own_recall"])
+        return Indexes(path, choice_of(path), json.loads(about.read_text("utf-8"))["own_recall"])
     tell("an index for the straightforward service, once: training, adding and tuning FAISS's")
     space, data = bundle.space(SPACE), load_data(settings)
     users = np.random.default_rng(SEED).permutation(len(data.users.rows))[:QUERIES]
@@ -72,7 +74,7 @@ def indexes(config: Path, folder: Path, tell: Callable[[str], None]) -> Indexes:
     own = float(np.mean([np.isin(mine, exact).mean() for mine, exact in zip(found, nearest, strict=True)]))
     index, choice = tuned_index(space.vectors, queries, nearest, own)
     save(path, index, choice)
-    about.write_text(json.dumps({"choice": asdict(choice), "own_recall": own}, indent=1), "utf-8")
+    about.write_text(json.dumps({"own_recall": own}), "utf-8")
     return Indexes(path, choice, own)
 
 

@@ -40,13 +40,13 @@ class Own:
         self._converter = Converter(registry, settings)
         self._users: Users = open_users(settings.state.snapshot, {"tiny": bundle})
 
-    def work(self, user: str, country: str) -> tuple[Query, UserState]:
-        request = pb.RecommendRequest(user_id=user, context=pb.Context(device="phone", country=country))
+    def work(self, user: str, device: str, country: str) -> tuple[Query, UserState]:
+        request = pb.RecommendRequest(user_id=user, context=pb.Context(device=device, country=country))
         query = self._converter.recommend(request, "", time.monotonic() + 60).query
         return query, self._users.states([user], ShownLists(per_user=1, users=1, seconds=1))[0]
 
-    def list(self, user: str, country: str) -> list[tuple[str, float]]:
-        (found,) = self.pipeline.run([self.work(user, country)])
+    def list(self, user: str, device: str, country: str) -> list[tuple[str, float]]:
+        (found,) = self.pipeline.run([self.work(user, device, country)])
         assert isinstance(found, Result)
         return list(zip(self.pipeline.bundle.catalogue.ids_of_rows(found.rows), found.scores.tolist(), strict=True))
 
@@ -66,10 +66,11 @@ def fixture_own(settings: Settings) -> Own:
     return Own(settings)
 
 
-def asked(data: Data) -> Sequence[tuple[str, str]]:
-    """Users, one of them unknown, each with a country."""
+def asked(data: Data) -> Sequence[tuple[str, str, str]]:
+    """Users, one of them unknown, each with a device and a country that are known, or unknown, or not given."""
     users = [*list(data.users.rows)[:150], STRANGER]
-    return [(user, ("AT", "DE", "FR")[place % 3]) for place, user in enumerate(users)]
+    devices, countries = ("phone", "", "abacus", "desktop"), ("AT", "DE", "", "ZZ", "FR")
+    return [(user, devices[place % 4], countries[place % 5]) for place, user in enumerate(users)]
 
 
 def test_lists_are_ours_when_both_search_exactly(data: Data, own: Own) -> None:
@@ -80,7 +81,7 @@ def test_lists_are_ours_when_both_search_exactly(data: Data, own: Own) -> None:
     """
     theirs = Recommender(data, exact_index(data.items.vectors))
     requests = asked(data)
-    lists = [(own.list(*each), theirs.recommend(each[0], 20, device="phone", country=each[1])) for each in requests]
+    lists = [(own.list(*each), theirs.recommend(each[0], 20, device=each[1], country=each[2])) for each in requests]
     assert all(len(mine) == 20 for mine, _ in lists)
     assert sum(mine == other for mine, other in lists) >= 0.99 * len(lists)
     assert lists[-1][0] == lists[-1][1]  # the unknown user's
@@ -88,12 +89,12 @@ def test_lists_are_ours_when_both_search_exactly(data: Data, own: Own) -> None:
 
 def test_features_have_the_bits_of_the_definitions(data: Data, own: Own) -> None:
     features = Features(data)
-    for user, country in asked(data)[::10]:
-        ((subject, candidates),) = own.pipeline.retrieve([own.work(user, country)])
+    for user, device, country in (*asked(data)[:10], *asked(data)[-1:]):
+        ((subject, candidates),) = own.pipeline.retrieve([own.work(user, device, country)])
         expected = own.pipeline.ranking_inputs([subject], [candidates]).matrix()
         row = data.users.rows.get(user, -1)
         found = features.matrix(
-            Asked(row, data.devices["phone"], data.countries[country], subject.time_us),
+            Asked(row, data.devices.get(device, -1), data.countries.get(country, -1), subject.time_us),
             candidates.rows,
             data.items.vectors[candidates.rows],
             subject.vectors.get("ann", np.full(data.items.vectors.shape[1], np.nan, np.float32)),
@@ -125,10 +126,10 @@ def test_lists_are_chosen_as_the_reference_chooses_them(cap: int, categories: in
 
 
 def test_the_index_reaches_its_recall_and_is_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    vectors, queries = clustered_vectors(4000, 60, np.random.default_rng(1))
+    vectors, queries = clustered_vectors(20_000, 40, np.random.default_rng(1))
     _, nearest = exact_index(vectors).search(queries, 50)
     index, choice = tuned_index(vectors, queries, nearest, 0.9)
-    assert 0.9 <= choice.recall < 1
+    assert 0.9 <= choice.recall <= 1
     path = tmp_path_factory.mktemp("index") / "of" / "vectors.index"
     save(path, index, choice)
     again, kept = load(path)
