@@ -310,6 +310,7 @@ def test_edited_texts_are_refused(old: str, new: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # LightGBM's own predictions of thousands of trees take minutes on a busy machine
 def test_ten_million_scores(booster: lightgbm.Booster) -> None:
     forest = compile_forest(booster)
     outputs = forest.outputs

@@ -518,6 +518,7 @@ def test_notes_are_plain_json() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_five_million_scores(model: TreeliteModel) -> None:
     forest = compile_forest(model.treelite.model)
     wanted, scores = 5_000_000 // len(ZOO), 0

@@ -266,6 +266,23 @@ def test_requests_are_rows_put_together(forest: Forest, sizes: list[int]) -> Non
     assert same_bits(found, forest.predict(whole))
 
 
+def test_any_number_of_item_columns_is_gathered() -> None:
+    forest = Forest(random_forest(13, trees=60, leaves=200, thresholds=20_000))  # several columns a feature
+    values, rng = random_rows(9, 700), np.random.default_rng(9)
+    columns = []
+    for count in range(1, FEATURES):
+        items, crosses = list(range(count)), list(range(count, FEATURES))
+        plan = forest.plan(items, [], crosses)
+        columns.append(len(plan.item_columns))
+        bins = forest.bin_matrix(np.ascontiguousarray(values[:, items]), items)
+        for n in (1, 16, 17, 70, 600):
+            rows = rng.integers(0, len(values), n)
+            cross_values = np.ascontiguousarray(values[np.ix_(rows, crosses)])
+            found = plan.margins(bins, rows, np.array([0, n]), np.empty((1, 0), np.float32), cross_values)
+            assert same_bits(found, forest.predict(values[rows]))
+    assert columns[0] < 16 < columns[-1]
+
+
 @pytest.mark.parametrize("n", [1, 60, 300, 600])
 def test_float_sums_keep_their_bound(n: int) -> None:
     arrays = random_forest(11, trees=200, leaves=30)
@@ -472,10 +489,14 @@ def is_refused(make: Callable[[], Forest], names: set[str]) -> bool:
 
 
 def fuzz(attempt: Callable[[int], bool], cases: int, seconds: float) -> None:
-    """Make attempts until either runs out; some forests must be refused, and some not."""
+    """Make attempts until they or the time runs out, but not before a forest was refused and one was not."""
     end = time.monotonic() + seconds
-    refused = [attempt(case) for case in range(cases) if time.monotonic() < end]
-    assert 0 < sum(refused) < len(refused)
+    refused = set()
+    for case in range(cases):
+        refused.add(attempt(case))
+        if len(refused) == 2 and time.monotonic() > end:
+            break
+    assert refused == {True, False}
 
 
 FUZZ = pytest.mark.parametrize(
