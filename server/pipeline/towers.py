@@ -506,6 +506,8 @@ class UserTower:
             TowerOutputError: a vector has another length than the space's, is not finite, or is not normalised.
         """
         users = TowerUsers(user=user, recent_offsets=recent_offsets, recent_rows=recent_rows, time_us=time_us)
+        if time_us.size == 1 and not self.keeps:
+            return self._run(self._feed.fill(users), [0])
         vectors = np.empty((time_us.size, self._dim), np.float32)
         missing: dict[bytes, list[int]] = {}
         for row, key in enumerate(self._keys(users)):
@@ -548,7 +550,7 @@ class UserTower:
 
     def _run_once(self, feed: Feed, rows: Sequence[int], *, shared: bool) -> NDArray[np.float32]:
         # The product of a single row takes another algorithm than that of several: a single row runs as two.
-        taken = np.resize(rows, 2) if shared and len(rows) == 1 else np.asarray(rows)
+        taken = [rows[0], rows[0]] if shared and len(rows) == 1 else rows
         vectors = run_tower(self._session, self._tower.output, {name: values[taken] for name, values in feed.items()})
         if vectors.shape[1] != self._dim:
             raise TowerOutputError(f"{self._what} gives {vectors.shape[1]} dimensions, the space has {self._dim}")
