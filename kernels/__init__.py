@@ -21,8 +21,8 @@ A call goes through three layers:
 
 **Validation.** Kernels take arrays exactly as they are and never convert: another dtype is a TypeError, another shape,
 layout or range a ValueError, and both name the argument. Inputs may be read-only and memory-mapped. Each function's
-docstring says what is trusted instead, because checking it would cost as much as the work. `features`, which takes dozens
-of arrays, has a compiled look at them and asks Python only for the words of a refusal.
+docstring says what is trusted instead, because checking it would cost as much as the work. `features`, which takes
+dozens of arrays, has a compiled look at them and asks Python only for the words of a refusal.
 
 **Dispatch.** Extensions are compiled for the architecture's baseline, so that one build runs everywhere. Where wider
 registers pay, a header under include/ compiles one body several times and the variant is chosen when the module is
