@@ -491,7 +491,7 @@ def is_refused(make: Callable[[], Forest], names: set[str]) -> bool:
 def fuzz(attempt: Callable[[int], bool], cases: int, seconds: float) -> None:
     """Make attempts until they or the time runs out, but not before a forest was refused and one was not."""
     end = time.monotonic() + seconds
-    refused = set()
+    refused: set[bool] = set()
     for case in range(cases):
         refused.add(attempt(case))
         if len(refused) == 2 and time.monotonic() > end:
