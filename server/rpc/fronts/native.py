@@ -6,7 +6,7 @@
 Calls that arrive while the loop is busy come to it together, in one wake-up. That a call is over before it is answered,
 because its caller has left or its deadline has passed, comes the same way, and cancels the call's task.
 
-It uses the batch interface of pygrpc-native instead of its copy of grpc.aio: see docs/fronts.md.
+This is the interface beneath pygrpc-native's copy of grpc.aio's server, which loses answers when it stops.
 """
 
 from __future__ import annotations
