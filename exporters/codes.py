@@ -79,8 +79,41 @@ def kept_dimensions(vectors: Vectors) -> int:
     return min(-(-needed // STEP) * STEP, MAX_DIMENSIONS)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Clustering:
+    """Items in lists: the part of an index that plans with as many lists and dimensions share.
+
+    Attributes:
+        training: [n, dim], vectors that train an index.
+        projection: [dimensions, dim].
+        centroids: [lists, dimensions].
+        owner: int32 [items], the list of each.
+    """
+
+    training: Vectors
+    projection: Vectors
+    centroids: Vectors
+    owner: NDArray[np.int32]
+
+
+def cluster(vectors: Vectors, trainable: NDArray[np.int64], plan: CodePlan) -> Clustering:
+    """Project items and find their lists; see `build_codes`."""
+    training = np.ascontiguousarray(vectors[spread(trainable, max(_TRAINING, _TRAINING_PER_LIST * plan.lists))])
+    projection = _projection(training, plan.dimensions)
+    centroids = _centroids(training @ projection.T, plan.lists)
+    owner = np.zeros(len(vectors), np.int32)
+    if plan.lists > 1:
+        for start in range(0, len(vectors), _BLOCK):
+            owner[start : start + _BLOCK] = _nearest(centroids, _projected(vectors, start, projection))
+    return Clustering(training, projection, centroids, owner)
+
+
 def build_codes(
-    vectors: Vectors, trainable: NDArray[np.int64], plan: CodePlan, advance: Callable[[int], None] = lambda _: None
+    vectors: Vectors,
+    trainable: NDArray[np.int64],
+    plan: CodePlan,
+    advance: Callable[[int], None] = lambda _: None,
+    clustering: Clustering | None = None,
 ) -> Arrays:
     """The arrays of an index, by the names of `recserve.kernels.ivf.InvertedLists`.
 
@@ -89,30 +122,33 @@ def build_codes(
         trainable: ascending rows that may train it, at least as many as lists.
         plan: its shape.
         advance: called with the number of items that were encoded since the last call.
+        clustering: of a plan with as many lists and dimensions, over the same vectors; None: a new one.
 
     Raises:
         ExportError: FAISS is not installed.
     """
-    training = np.ascontiguousarray(vectors[spread(trainable, max(_TRAINING, _TRAINING_PER_LIST * plan.lists))])
-    projection = _projection(training, plan.dimensions)
-    training = training @ projection.T
-    centroids = _centroids(training, plan.lists)
-    quantiser = _quantiser(training - centroids[_nearest(centroids, training)], plan)
-    owner = np.empty(len(vectors), np.int32)
+    found = clustering or cluster(vectors, trainable, plan)
+    training = found.training @ found.projection.T
+    quantiser = _quantiser(training - found.centroids[_nearest(found.centroids, training)], plan)
     codes = np.empty((len(vectors), plan.dimensions // plan.part // 2), np.uint8)
     for start in range(0, len(vectors), _BLOCK):
-        block = np.ascontiguousarray(vectors[start : start + _BLOCK]) @ projection.T
-        mine = _nearest(centroids, block)
-        owner[start : start + _BLOCK] = mine
-        codes[start : start + _BLOCK] = quantiser.compute_codes(block - centroids[mine])
+        block = _projected(vectors, start, found.projection)
+        left = block - found.centroids[found.owner[start : start + _BLOCK]]
+        codes[start : start + _BLOCK] = quantiser.compute_codes(left)
         advance(len(block))
     words = faiss_library().vector_to_array(quantiser.centroids).reshape(-1, ivf.WORDS, plan.part)
     return {
-        "projection": projection,
-        "centroids": _interleave(centroids),
+        "projection": found.projection,
+        "centroids": _interleave(found.centroids),
         "codewords": np.ascontiguousarray(words, np.float32),
-        **_arrange(owner, codes, plan.lists),
+        **_arrange(found.owner, codes, plan.lists),
     }
+
+
+def _projected(vectors: Vectors, start: int, projection: Vectors) -> Vectors:
+    """A block of them."""
+    block: Vectors = np.ascontiguousarray(vectors[start : start + _BLOCK]) @ projection.T
+    return block
 
 
 def spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """The index of a vector space: built, tuned to a recall target, and chosen by speed.
 
 families    exact search; our inverted lists of 4-bit codes; FAISS's lists and graphs of 8-bit codes
-race        on a sample of a large catalogue: what cannot win is not built in full
+races       on samples of a large catalogue: what cannot win is not built in full
 build       those that can, over all items
 choose      the simplest of those that are within noise of the fastest
 """
@@ -22,8 +22,10 @@ from recserve.exporters.codes import (
     MAX_DIMENSIONS,
     STEP,
     Arrays,
+    Clustering,
     CodePlan,
     build_codes,
+    cluster,
     inverted_lists,
     kept_dimensions,
     spread,
@@ -41,6 +43,7 @@ from recserve.exporters.tuning import (
     curve,
     exact_index,
     least_items,
+    rescored_values,
     settle,
     timed,
 )
@@ -59,8 +62,14 @@ from recserve.server.pipeline.index import (
 
 Vectors = NDArray[np.float32]
 
+QUICK: Final = 1 << 21
+"""Numbers (items x dimensions) that exact search reads in about 0.3 ms: an index could save some 0.2 ms of that, costs
+recall, and would take far longer to tune than all the rest of an export. `auto` does not look for one."""
+RACES: Final = ((12_500, 3.0), (100_000, 1.5))
+"""Catalogues of more than twice as many items race on samples of these sizes first. What is expected to take more than
+so many times the best time over all items is out: the smaller the sample, the less is known."""
 SAMPLE: Final = 100_000
-"""Larger catalogues race on so many of their items first."""
+"""Items that tell how many dimensions hold the vectors."""
 
 _FAISS_NAMES: Final[dict[int, str]] = {
     manifest_pb2.IVF_SQ8: "FAISS's lists of 8-bit codes",
@@ -71,8 +80,9 @@ _HNSW_LINKS: Final = 32
 _TRAINING: Final = 100_000  # 8-bit codes need no more than the range of each dimension
 _TRAINING_PER_LIST: Final = 64  # FAISS wants 39 to 256 vectors per centroid
 _BLOCK: Final = 1 << 16
-_SURVIVES: Final = 2.0  # times the best time that the race expects
 _HOPELESS: Final = 5.0  # times the best time so far
+_LISTS_GROWTH: Final = 0.35  # 0.15, 0.18 and 0.37 ms with 10,000, 100,000 and 1,000,000 items of 128 dimensions
+_GRAPH_GROWTH: Final = 0.2  # more effort beside more hops: 1.2, 1.8 and 4.8 ms
 _NOISE: Final = 1.1  # times that differ by less are equal
 
 
@@ -129,20 +139,22 @@ def build_index(
             an index of codes, FAISS is not installed, or no setting reaches the target.
     """
     _check_spec(spec, len(vectors))
-    if not needs_queries(spec, len(vectors)):
+    if not needs_queries(spec, *vectors.shape):
         return manifest_pb2.Index(kind=manifest_pb2.EXACT, recall=1.0, recall_low=1.0, recall_k=spec.recall_k)
     rows = np.arange(len(vectors))
     held_out = spread(rows, min(QUERIES, len(vectors) // 4))
     asked = _held_out_queries(vectors, queries, held_out)
     families = list(_families(spec, vectors))
     raced: list[manifest_pb2.IndexTrial] = []
-    if len(vectors) > SAMPLE and len(families) > 1:
-        sample = np.ascontiguousarray(vectors[spread(rows, SAMPLE)])
-        judge = Judge(sample, asked, spec.recall_k)
-        entrants = list(_enter(families, spec, sample, np.arange(SAMPLE), judge, progress))
-        families = _survivors(entrants, spec.recall_target, len(vectors) / SAMPLE)
-        raced = [entrant.trials[0] for entrant in entrants]
-    judge = Judge(vectors, asked, spec.recall_k)
+    for size, margin in RACES:
+        if len(vectors) > 2 * size and len(families) > 1:
+            sample = np.ascontiguousarray(vectors[spread(rows, size)])
+            judge = Judge(sample, asked, spec.recall_k)
+            entrants = list(_enter(families, spec, sample, np.arange(size), judge, progress))
+            families = _survivors(entrants, spec.recall_target, len(vectors) / size, margin, judge)
+            raced += [entrant.trials[0] for entrant in entrants]
+    with progress.step("exact search for comparison", None):
+        judge = Judge(vectors, asked, spec.recall_k)
     entrants = list(_enter(families, spec, vectors, np.setdiff1d(rows, held_out), judge, progress))
     winner = _choose(entrants, spec, judge)
     winner.built.write(writer, space)
@@ -150,9 +162,11 @@ def build_index(
     return _entry(spec, winner.trials[0], len(asked), [*raced, *trials])
 
 
-def needs_queries(spec: IndexSpec, items: int) -> bool:
-    """Whether an index is tuned at all: exact search is not, and under some thousand items nothing is faster."""
-    return spec.kind != "exact" and not (spec.kind == "auto" and items < least_items(spec.recall_k))
+def needs_queries(spec: IndexSpec, items: int, dim: int) -> bool:
+    """Whether an index is tuned at all: exact search is not, and small catalogues are searched exactly; see QUICK."""
+    if spec.kind != "auto":
+        return spec.kind != "exact"
+    return items >= least_items(spec.recall_k) and items * dim > QUICK
 
 
 def _check_spec(spec: IndexSpec, items: int) -> None:
@@ -202,11 +216,20 @@ def _enter(
             yield _Entrant(family=family, built=built, trials=trials)
 
 
-def _survivors(entrants: Sequence[_Entrant], target: float, growth: float) -> list[Family]:
-    """Those that may be among the fastest with `growth` times as many items."""
-    able = [each for each in entrants if each.trials[0].recall_low >= target] or entrants
-    expected = [each.trials[0].p50_ms * growth**each.family.growth for each in able]
-    return [each.family for each, time in zip(able, expected, strict=True) if time <= _SURVIVES * min(expected)]
+def _survivors(entrants: Sequence[_Entrant], target: float, growth: float, margin: float, judge: Judge) -> list[Family]:
+    """Those that may be among the fastest with `growth` times as many items; see RACES.
+
+    So are those that miss the target here, where they may not re-score as many items as among more of them.
+    """
+    able = [each for each in entrants if each.trials[0].recall_low >= target]
+    cramped = [
+        each
+        for each in entrants
+        if each not in able and len(rescored_values(each.built, judge)) < len(each.built.rescored)
+    ]
+    expected = {each.family: each.trials[0].p50_ms * growth**each.family.growth for each in able or entrants}
+    least = margin * min(expected.values())
+    return [each.family for each in entrants if each in cramped or expected.get(each.family, math.inf) <= least]
 
 
 def _choose(entrants: Sequence[_Entrant], spec: IndexSpec, judge: Judge) -> _Entrant:
@@ -257,24 +280,40 @@ def _families(spec: IndexSpec, vectors: Vectors) -> Iterator[Family]:
     if spec.kind in ("auto", "ivf_pq4"):
         kept = kept_dimensions(np.ascontiguousarray(vectors[spread(np.arange(len(vectors)), SAMPLE)]))
         whole = min(-(-vectors.shape[1] // STEP) * STEP, MAX_DIMENSIONS)
-        yield _codes_family(kept, 1, one_list=True)
+        shared = _Clusterings()
+        yield _codes_family(kept, 1, shared, one_list=True)
         for dimensions, part in dict.fromkeys(((kept, 1), (kept, 2), (whole, 2))):
-            yield _codes_family(dimensions, part, one_list=False)
+            yield _codes_family(dimensions, part, shared, one_list=False)
     if spec.kind in ("auto", "ivf_sq8"):
-        yield _faiss_family(manifest_pb2.IVF_SQ8, lambda items: f"IVF{inverted_lists(items)},SQ8", 0.5)
+        yield _faiss_family(manifest_pb2.IVF_SQ8, lambda items: f"IVF{inverted_lists(items)},SQ8", _LISTS_GROWTH)
     if spec.kind in ("auto", "hnsw_sq8"):
-        yield _faiss_family(manifest_pb2.HNSW_SQ8, lambda _: f"HNSW{_HNSW_LINKS},SQ8", 0.0)
+        yield _faiss_family(manifest_pb2.HNSW_SQ8, lambda _: f"HNSW{_HNSW_LINKS},SQ8", _GRAPH_GROWTH)
     if spec.kind == "faiss":
         yield _faiss_family(manifest_pb2.FAISS, lambda _: spec.factory, 1.0)
 
 
-def _codes_family(dimensions: int, part: int, *, one_list: bool) -> Family:
+class _Clusterings:
+    """Remembers the last clustering, which the next family may share."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Vectors, int, int, Clustering] | None = None
+
+    def of(self, vectors: Vectors, trainable: NDArray[np.int64], plan: CodePlan) -> Clustering:
+        """As `cluster`."""
+        last = self._last
+        if last is None or last[0] is not vectors or last[1:3] != (plan.lists, plan.dimensions):
+            last = self._last = (vectors, plan.lists, plan.dimensions, cluster(vectors, trainable, plan))
+        return last[3]
+
+
+def _codes_family(dimensions: int, part: int, shared: _Clusterings, *, one_list: bool) -> Family:
     def build(vectors: Vectors, trainable: NDArray[np.int64], advance: Callable[[int], None]) -> Built:
         plan = CodePlan(1 if one_list else inverted_lists(len(trainable)), dimensions, part)
-        return _built_codes(vectors, build_codes(vectors, trainable, plan, advance), plan)
+        arrays = build_codes(vectors, trainable, plan, advance, shared.of(vectors, trainable, plan))
+        return _built_codes(vectors, arrays, plan)
 
     lists = "one list" if one_list else "lists"
-    return Family(name=f"{lists} of {dimensions // part} codes", growth=1.0 if one_list else 0.5, build=build)
+    return Family(name=f"{lists} of {dimensions // part} codes", growth=1.0 if one_list else _LISTS_GROWTH, build=build)
 
 
 def _built_codes(vectors: Vectors, arrays: Arrays, plan: CodePlan) -> Built:

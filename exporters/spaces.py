@@ -63,7 +63,7 @@ def export_space(
             raise ExportError(f"{user_tower.what} gives {user_tower.dim} dimensions, the items have {dim}")
     users = _write_users(writer, spec, dim, what)
     queries = None
-    if needs_queries(spec.index, context.items):
+    if needs_queries(spec.index, *vectors.shape):
         queries = _queries(context, user_tower, users, what)
     index = build_index(spec.index, vectors, queries, writer, spec.name, Steps(progress, what))
     return manifest_pb2.Space(

@@ -5,6 +5,10 @@ deviation s (n - 1 in its denominator), the lower 95% confidence bound of the me
 normal approximation; n is at least `MIN_QUERIES`). A setting is good enough when that bound reaches the target, so that
 queries which were not used for tuning are expected to find it as well.
 
+Most settings are far from the target, and some of the queries tell: a setting is tried on more and more of them, and
+given up or taken for good as soon as the rest could not change that (by `_SURE` standard errors). Whatever may be
+chosen is measured on all of them.
+
 Times are those of one thread that searches for one query at a time, as a server does, through the server's own code:
 processor time, which other processes on the machine change least.
 """
@@ -12,10 +16,13 @@ processor time, which other processes on the machine change least.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +35,8 @@ from recserve.server.pipeline.search import EXACT_SHARE, NEAR_TIE, ExactSearcher
 Vectors = NDArray[np.float32]
 Parameters = Mapping[str, int]
 
+ResultT = TypeVar("ResultT")
+
 MIN_QUERIES: Final = 64
 QUERIES: Final = 1000
 """How many held-out queries measure the recall, at least where there are so many, and at most."""
@@ -38,8 +47,15 @@ COARSE_CODES: Final = (8.0, 6.0, 4.0, 3.0, 2.0, 1.6, 1.4, 1.25, 1.12)
 FINE_CODES: Final = (1.25, 1.12)
 """Items to score exactly per item wanted, for codes of few bits and of 8 bits a dimension."""
 
+_FIRST_QUERIES: Final = 125  # of all; then twice as many, and so on
+_SURE: Final = 4.0  # standard errors
+_WORTH: Final = 1.5  # times the time of the fastest setting of an index: slower ones are not measured to the end
+_CHUNK: Final = 64  # queries that a thread takes
+_THREADS: Final = 8  # at most
+
 _TIMED: Final = 96  # queries
-_WARM_UP: Final = 8
+_TURN: Final = 8  # of them in a row, behind ...
+_WARM_UP: Final = 2  # ... that do not count: an index has the caches to itself, as in a server
 _NEAR_TIES: Final = 16  # exact neighbours behind the k-th that may nearly tie with it
 _FINER: Final = 4  # steps per doubling of the effort
 _MAX_EF: Final = 64  # efSearch per item scored
@@ -114,30 +130,79 @@ class Judge:
     def __init__(self, vectors: Vectors, queries: Vectors, k: int) -> None:
         self.items = len(vectors)
         self._vectors = vectors
-        self.queries = queries
+        # Some of them have to tell of the rest, so they are in no order.
+        self.queries = queries[np.random.default_rng(0).permutation(len(queries))]
         self.k = k
-        self._exact = ExactSearcher(vectors).search(queries, k + _NEAR_TIES, [None] * len(queries))
+        self._exact: list[Found] = []
+        exact = ExactSearcher(vectors)
+        for found in _in_threads(len(queries), partial(self._search, exact)):
+            self._exact += found
 
-    def recall(self, engine: Index) -> tuple[float, float]:
-        """The mean recall at k, and its lower 95% confidence bound; what the engine alone finds counts."""
-        k = np.full(len(self.queries), self.k)
-        found = engine.find(self.queries, k, k, [None] * len(self.queries))
-        recalls = [
-            recall_at_k(rows, *exact, NEAR_TIE, k=self.k) for (rows, _), exact in zip(found, self._exact, strict=True)
-        ]
-        return float(np.mean(recalls)), lower_bound(recalls)
+    def recall(self, engine: Index, target: float | None = None) -> tuple[float, float, float]:
+        """The mean recall at k, its lower 95% confidence bound, and roughly the milliseconds of a query.
+
+        What the engine alone finds counts.
+
+        Args:
+            engine: that searches.
+            target: of the bound; as many queries are asked as it takes to tell on which side the bound is. None: all.
+        """
+        recalls: list[float] = []
+        seconds = 0.0
+        while len(recalls) < len(self.queries):
+            start, more = len(recalls), max(_FIRST_QUERIES, len(recalls))
+            if target is None:
+                more = len(self.queries)
+            stop = min(start + more, len(self.queries))
+            for found, used in _in_threads(stop - start, partial(self._recalls, engine, start)):
+                recalls += found
+                seconds += used
+            if target is not None and _tells(recalls, target, len(self.queries)):
+                break
+        return float(np.mean(recalls)), lower_bound(recalls), 1e3 * seconds / len(recalls)
+
+    def _search(self, searcher: ExactSearcher, part: slice) -> list[Found]:
+        queries = self.queries[part]
+        return searcher.search(queries, self.k + _NEAR_TIES, [None] * len(queries))
+
+    def _recalls(self, engine: Index, start: int, part: slice) -> tuple[list[float], float]:
+        """Of some of the queries from `start` on, and the seconds that finding them took."""
+        part = slice(start + part.start, start + part.stop)
+        began = time.thread_time()
+        queries = self.queries[part]
+        k = np.full(len(queries), self.k)
+        answers = engine.find(queries, k, k, [None] * len(queries))
+        used = time.thread_time() - began
+        pairs = zip(answers, self._exact[part], strict=True)
+        return [recall_at_k(rows, *exact, NEAR_TIE, k=self.k) for (rows, _), exact in pairs], used
 
     def milliseconds(self, engines: Sequence[Index]) -> list[float]:
         """The median time of one search by each; they take turns, so that the machine's moods meet all of them."""
         searchers = [IndexSearcher(self._vectors, engine) for engine in engines]
         times: list[list[float]] = [[] for _ in searchers]
-        for number in range(_WARM_UP + _TIMED):
+        for first in range(0, _TIMED, _TURN):
             for mine, searcher in zip(times, searchers, strict=True):
-                query = self.queries[number % len(self.queries)][np.newaxis]
-                start = time.thread_time_ns()
-                searcher.search(query, self.k, [None])
-                mine.append((time.thread_time_ns() - start) / 1e6)
-        return [float(np.median(mine[_WARM_UP:])) for mine in times]
+                for number in range(first - _WARM_UP, first + _TURN):
+                    query = self.queries[number % len(self.queries)][np.newaxis]
+                    start = time.thread_time_ns()
+                    searcher.search(query, self.k, [None])
+                    if number >= first:
+                        mine.append((time.thread_time_ns() - start) / 1e6)
+        return [float(np.median(mine)) for mine in times]
+
+
+def _in_threads(count: int, work: Callable[[slice], ResultT]) -> list[ResultT]:
+    """What `work` gives for each chunk of `count` queries, in order; searches leave the GIL to others."""
+    parts = [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        return list(pool.map(work, parts))
+
+
+def _tells(recalls: Sequence[float], target: float, queries: int) -> bool:
+    """Whether some of the queries tell on which side of the target the bound of all of them is."""
+    deviation = float(np.std(recalls, ddof=1)) if len(recalls) > 1 else math.inf
+    needed = target + ONE_SIDED_95 * deviation / math.sqrt(queries)
+    return abs(float(np.mean(recalls)) - needed) > _SURE * deviation / math.sqrt(len(recalls))
 
 
 def lower_bound(recalls: Sequence[float]) -> float:
@@ -159,10 +224,12 @@ def settle(built: Built, judge: Judge, target: float, limit: float = math.inf) -
         limit: milliseconds a search; slower settings are not looked at any further.
 
     Returns:
-        Trials with their times, the fastest first. Where no setting reaches the target, the one that came nearest.
+        Trials with their times, the fastest first; beyond `limit` as roughly as they were found. Where no setting
+        reaches the target, the one that came nearest.
     """
     if not built.factory:
-        return timed([built], judge, [_trial(built, judge, {})])
+        exact = manifest_pb2.IndexTrial(kind=built.kind, items=judge.items, recall=1.0, recall_low=1.0)
+        return timed([built], judge, [exact])
     good: list[manifest_pb2.IndexTrial] = []
     nearest: manifest_pb2.IndexTrial | None = None
     ladder, lowest = _ladder(built, judge.k), 0
@@ -177,8 +244,27 @@ def settle(built: Built, judge: Judge, target: float, limit: float = math.inf) -
         # Fewer re-scored items never need less effort.
         lowest = ladder.index(tried.parameters.get(_effort_name(built), ladder[0]))
     if not good:
-        return [] if nearest is None else [nearest]
+        if nearest is None or nearest.p50_ms > limit:
+            return [] if nearest is None else [nearest]
+        return [_trial(built, judge, dict(nearest.parameters))]
+    fastest = min(trial.p50_ms for trial in good)
+    if fastest > limit:
+        return sorted(good, key=lambda trial: trial.p50_ms)
+    good = [_confirmed(built, judge, target, trial) for trial in good if trial.p50_ms <= _WORTH * fastest]
     return sorted(timed([built] * len(good), judge, good), key=lambda trial: trial.p50_ms)
+
+
+def _confirmed(built: Built, judge: Judge, target: float, trial: manifest_pb2.IndexTrial) -> manifest_pb2.IndexTrial:
+    """The trial on all queries; with more effort, should they tell otherwise than some of them did."""
+    name, ladder = _effort_name(built), _ladder(built, judge.k)
+    step = ladder.index(trial.parameters.get(name, ladder[0]))
+    parameters = dict(trial.parameters)
+    while True:
+        measured = _trial(built, judge, parameters)
+        step += 1
+        if measured.recall_low >= target or step == len(ladder):
+            return measured
+        parameters[name] = ladder[step]
 
 
 def curve(built: Built, judge: Judge, best: manifest_pb2.IndexTrial) -> list[manifest_pb2.IndexTrial]:
@@ -214,7 +300,7 @@ def _least(
     name = _effort_name(built)
 
     def at(step: int) -> manifest_pb2.IndexTrial:
-        return _trial(built, judge, {RESCORED: rescored} | ({name: ladder[step]} if name else {}))
+        return _trial(built, judge, {RESCORED: rescored} | ({name: ladder[step]} if name else {}), target)
 
     low, high, stride = 0, 0, 1
     best = at(high)
@@ -257,9 +343,8 @@ def timed(
     return trials
 
 
-def _trial(built: Built, judge: Judge, parameters: Parameters) -> manifest_pb2.IndexTrial:
-    start = time.thread_time()
-    recall, low = judge.recall(built.engine(Effort(parameters, judge.k)))
+def _trial(built: Built, judge: Judge, parameters: Parameters, target: float | None = None) -> manifest_pb2.IndexTrial:
+    recall, low, milliseconds = judge.recall(built.engine(Effort(parameters, judge.k)), target)
     return manifest_pb2.IndexTrial(
         kind=built.kind,
         factory=built.factory,
@@ -268,5 +353,5 @@ def _trial(built: Built, judge: Judge, parameters: Parameters) -> manifest_pb2.I
         recall=recall,
         recall_low=low,
         bytes=built.bytes,
-        p50_ms=1e3 * (time.thread_time() - start) / len(judge.queries),  # roughly, until it is timed by itself
+        p50_ms=milliseconds,  # roughly, until it is timed by itself
     )

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters import indexes
 from recserve.exporters.errors import ExportError
 from recserve.exporters.export import export_all, export_bundle
 from recserve.exporters.oracle import oracle_engines
@@ -269,8 +270,17 @@ def test_with_factors_alone(shop: Any, complete: Any, tmp_path: Path, quiet: Con
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["auto", "ivf_pq4", "ivf_sq8", "hnsw_sq8"])
-def test_with_an_index(shop: Any, complete: Any, shop_work: Work, tmp_path: Path, quiet: Console, kind: str) -> None:
+def test_with_an_index(
+    shop: Any,
+    complete: Any,
+    shop_work: Work,
+    tmp_path: Path,
+    quiet: Console,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """6,000 items: the shop's, each fifteen times with other ids and vectors around its own."""
+    monkeypatch.setattr(indexes, "QUICK", 0)
     table, rng = pyarrow.parquet.read_table(shop.root / "items.parquet"), np.random.default_rng(8)
     many = pyarrow.concat_tables([table] * 15)
     ids = [f"{item}-{copy}" if copy else item for copy in range(15) for item in table["item_id"].to_pylist()]

@@ -242,7 +242,10 @@ def written(entry: manifest_pb2.Space, writer: BundleWriter) -> Space:
     )
 
 
-def test_auto_chooses_and_writes_down_what_it_measured(writer: BundleWriter, progress: Progress) -> None:
+def test_auto_chooses_and_writes_down_what_it_measured(
+    writer: BundleWriter, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexes, "QUICK", 0)
     spec = given(index=IndexSpec(recall_target=0.9, recall_k=10))
     index = export_space(writer, spec, make_context(), progress).index
     kinds = [manifest_pb2.EXACT, manifest_pb2.IVF_PQ4, manifest_pb2.IVF_SQ8, manifest_pb2.HNSW_SQ8]
@@ -271,9 +274,10 @@ def build(spec: IndexSpec, vectors: np.ndarray, queries: np.ndarray | None, writ
 
 @pytest.mark.slow
 def test_large_catalogues_race_on_a_sample_first(writer: BundleWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexes, "SAMPLE", 2500)
+    monkeypatch.setattr(indexes, "QUICK", 0)
+    monkeypatch.setattr(indexes, "RACES", ((1000, 3.0), (2400, 1.5)))
     index = build(IndexSpec(recall_target=0.8, recall_k=10), VECTORS, clustered(3, 100), writer)
-    assert {trial.items for trial in index.trials} == {2500, ITEMS}
+    assert {trial.items for trial in index.trials} == {1000, 2400, ITEMS}
     in_full = {trial.factory for trial in index.trials if trial.items == ITEMS}
     assert index.factory in in_full
 
