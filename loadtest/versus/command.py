@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from recserve.loadtest.arguments import pause, positive, whole
+from recserve.loadtest.generator.wire import MAX_TIMEOUT_S
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.reference.command import NAMES
 from recserve.loadtest.results import document_of_rows, write
@@ -23,7 +24,7 @@ from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.versus.tables import all_grids, verdict
 from recserve.loadtest.workload.requests import POOL, Sources, messages_of
-from recserve.loadtest.workload.scenario import load_scenario
+from recserve.loadtest.workload.scenario import Scenario, load_scenario
 from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
 
@@ -120,7 +121,7 @@ def _workload(name: str) -> Workload:
 def _plan(options: argparse.Namespace, work: Workload, bundle: Bundle, index: Path, cores: tuple[int, int]) -> Plan:
     from recserve.loadtest.versus.measure import Plan  # noqa: PLC0415
 
-    scenario = load_scenario(str(work.scenario))
+    scenario = _without_deadlines(load_scenario(str(work.scenario)))
     sources = Sources(bundle=bundle, snapshot=open_snapshot(work.snapshot, verify=False))
     return Plan(
         config=work.config,
@@ -139,6 +140,12 @@ def _plan(options: argparse.Namespace, work: Workload, bundle: Bundle, index: Pa
         generator_core=cores[1],
         realtime=options.realtime,
     )
+
+
+def _without_deadlines(scenario: Scenario) -> Scenario:
+    """The same for all: over HTTP there are none."""
+    patient = [each.model_copy(update={"deadline_ms": 1000 * MAX_TIMEOUT_S}) for each in scenario.requests]
+    return scenario.model_copy(update={"requests": tuple(patient)})
 
 
 def _write(

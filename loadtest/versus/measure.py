@@ -27,7 +27,8 @@ BASELINES: Final[Mapping[str, tuple[str, Protocol]]] = {
     "fastapi": ("recserve.loadtest.baselines.http_server", "http"),
 }
 """Module and protocol of each server of the straightforward service."""
-_BULKY: Final = ("curve", "histogram", "timeline", "server", "outcomes")
+_KEPT: Final = ("name", "params", "requests_per_s", "p50_ms", "p99_ms", "cpu_ms_per_request", "ok_share", "valid")
+"""Of a turn, in a result file."""
 
 Tell = Callable[[str], None]
 
@@ -219,9 +220,9 @@ def _ratios(measured: Measured, rates: Mapping[str, Sequence[float]]) -> dict[st
 
 
 def turns(measured: Measured) -> list[Row]:
-    """Every turn as it was, without what is bulky."""
+    """The main figures of every turn."""
     return [
-        {"round": number, **{name: value for name, value in row.items() if name not in _BULKY}}
+        {"round": number, **{name: row[name] for name in _KEPT}}
         for group in (measured.saturated, measured.light)
         for rows in group.values()
         for number, row in enumerate(rows, 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recserve.loadtest.grids import Grid
+from recserve.loadtest.runs.document import milliseconds
 
 
 def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
@@ -49,9 +50,7 @@ def _line(row: Mapping[str, Any], ratios: Mapping[str, float]) -> tuple[str, ...
         row["name"],
         f"{row['requests_per_s']:,.1f}",
         f"{ratios[row['name']]:.1f}" if row["name"] in ratios else "-",
-        f"{row['cpu_ms_per_request']:.3g}",
-        f"{row['p50_ms']:.3g}",
-        f"{row['p99_ms']:.3g}",
+        *(milliseconds(row[name]) for name in ("cpu_ms_per_request", "p50_ms", "p99_ms")),
         f"{row['memory_mib']:,.0f}",
         f"{row['recall']:.3f}",
         f"{row['overlap']:.3f}",

@@ -94,6 +94,6 @@ def grpc_server() -> Iterator[Callable[..., tuple[int, grpc.Server]]]:
 
 @pytest.fixture(scope="session")
 def tiny_workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
-    """A reference workload of 2,000 items, 300 users and 30 trees, which is searched exactly."""
-    recipe = Recipe(name="tiny", items=2000, users=300, trees=30, groups=60, held_out=30)
+    """A reference workload of 2,000 items, 300 users and 20 trees, which is searched exactly."""
+    recipe = Recipe(name="tiny", items=2000, users=300, trees=20, groups=40, held_out=20)
     return workload(recipe, tmp_path_factory.mktemp("workloads") / "tiny")

@@ -29,7 +29,11 @@ SERVICES = ("recserve", "grpc.aio", "fastapi")
 
 def turn(rate: float, milliseconds: list[float] | None = None, **others: Any) -> dict[str, Any]:
     return {
+        "name": "it",
         "requests_per_s": rate,
+        "p50_ms": 1.0,
+        "p99_ms": 2.0,
+        "valid": True,
         "cpu_ms_per_request": 1000 / rate,
         "ok_share": 1.0,
         "problems": [],
@@ -114,10 +118,10 @@ def test_what_is_wrong_with_turns_is_told(measured: Measured) -> None:
     ]
 
 
-def test_turns_are_kept_without_what_is_bulky(measured: Measured) -> None:
+def test_the_figures_of_every_turn_are_kept(measured: Measured) -> None:
     kept = turns(measured)
     assert len(kept) == 12 + 9
-    assert [row["round"] for row in kept[:4]] == [1, 2, 3, 4]
+    assert [(row["round"], row["requests_per_s"]) for row in kept[:4]] == [(1, 1000), (2, 800), (3, 900), (4, 990)]
     assert "histogram" not in kept[0]
 
 
