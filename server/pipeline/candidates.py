@@ -46,6 +46,29 @@ def union(sources: Sequence[str], proposals: Sequence[Proposal], weights: Sequen
     return with_origins(sources, proposals, chosen)
 
 
+def fuse(
+    sources: Sequence[str], proposals: Sequence[Proposal], weights: Sequence[float], total: int, constant: float
+) -> Candidates:
+    """Merge proposals into at most `total` distinct candidates, those that the sources together rank best.
+
+    Weighted reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009): an item's merit is the sum of
+    weight / (constant + rank) over the sources that propose it. Candidates are ordered by merit, then by row.
+
+    Args:
+        sources: names, in the order of the proposals.
+        proposals: one per source.
+        weights: one per source, > 0.
+        total: the most candidates wanted.
+        constant: > 0; the larger, the less does a source's order count against being proposed by many.
+    """
+    merits = [
+        weight / (constant + np.arange(1, each.rows.size + 1)) for each, weight in zip(proposals, weights, strict=True)
+    ]
+    rows, entry = np.unique(np.concatenate([each.rows for each in proposals]), return_inverse=True)
+    merit = np.bincount(entry, np.concatenate(merits), rows.size)
+    return with_origins(sources, proposals, rows[np.argsort(-merit, kind="stable")[:total]])
+
+
 def extend(candidates: Candidates, source: str, proposal: Proposal, total: int) -> Candidates:
     """Add a further source's items behind the candidates, up to `total`."""
     rows = _distinct([candidates.rows, proposal.rows])[:total]
