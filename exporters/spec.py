@@ -191,6 +191,7 @@ class PlacementSpec:
     sources: Sequence[SourceShare] = ()
     """Empty: every source of the bundle, in equal shares."""
     fusion: Fusion | None = None
+    """None: each source fills its share of the candidates."""
     caps: Sequence[Cap] = ()
     mmr_weight: float | None = None
     diversity_space: str = ""
