@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels.features import FeatureSchema
-from recserve.server.pipeline.types import Cap, Freshness
+from recserve.server.pipeline.types import Cap, Freshness, Fusion
 
 if TYPE_CHECKING:  # heavy, optional libraries: only their names are needed here
     import pyarrow
@@ -190,6 +190,8 @@ class PlacementSpec:
     candidates: int = 500
     sources: Sequence[SourceShare] = ()
     """Empty: every source of the bundle, in equal shares."""
+    fusion: Fusion | None = None
+    """None: each source fills its share of the candidates."""
     caps: Sequence[Cap] = ()
     mmr_weight: float | None = None
     diversity_space: str = ""

@@ -22,7 +22,7 @@ _SYSTEMS: Final = {
     "popular": "popularity of the last 14 days",
     "own": "the user's own most frequent purchases",
 }
-_SOURCES: Final = ("ann", "als", "content", "popular", "again", "union", "any")
+_SOURCES: Final = ("ann", "als", "content", "popular", "again", "new", "trending", "together", "union", "any")
 
 
 def render(metrics: Mapping[str, Any]) -> str:

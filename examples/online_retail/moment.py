@@ -19,6 +19,7 @@ from examples.online_retail.clean import Events
 from examples.online_retail.content import describe
 from examples.online_retail.features import retail_schema
 from examples.online_retail.items import ItemState, catalogue_at, descriptions_at, items_at
+from examples.online_retail.sources import sources_at
 from examples.online_retail.split import DAY_US
 from examples.online_retail.twotower import TowerSettings, moments_before, train_towers
 from examples.online_retail.users import HistoryAt, UserState, snapshot_at, users_at
@@ -88,6 +89,7 @@ def build_at(shop: Shop, time_us: int, version: str, settings: Settings, advance
         version=version,
         catalogue=catalogue,
         features=retail_schema(),
+        sources=sources_at(events, time_us),
         spaces=[
             towers.space(),
             SpaceSpec(name="als", normalized=False, item_vectors=als_items, user_vectors=als_users, user_ids=ids),

@@ -26,16 +26,21 @@ from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.bundle.strings import key_of
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
-from recserve.server.pipeline.types import ItemFilter, Query, QueryKind, Quota, UserState
+from recserve.server.pipeline.types import Fusion, ItemFilter, Query, QueryKind, Quota, UserState
 
 CANDIDATES: Final = 500
 SOURCES: Final = (
-    SourceShare("ann", 0.6),
-    SourceShare("als", 0.05),
-    SourceShare("popular", 0.1),
-    SourceShare("again", 0.25),
+    SourceShare("ann", 1.0),
+    SourceShare("again", 1.0),
+    SourceShare("als", 0.8),
+    SourceShare("popular", 0.4),
+    SourceShare("new", 0.4),
+    SourceShare("trending", 0.3),
+    SourceShare("together", 0.25),
+    SourceShare("content", 0.1),
 )
-"""Shares of the candidates, in training as when served. Places that `again` cannot fill go to the others in turn."""
+FUSION: Final = Fusion(depth=2000, constant=500.0)
+"""How the sources' ranks, weighted by SOURCES, choose the candidates, in training as when served."""
 OBJECTIVE: Final = "purchase"
 _BATCH: Final = 32
 _SAMPLED: Final = 120  # candidates of a request that are learned from beside those bought
@@ -169,6 +174,7 @@ def _query(pipeline: Pipeline, user: str, time_us: int, *, first: bool) -> Query
         filter=ItemFilter(exclude_purchased=first),
         candidates=CANDIDATES,
         quotas=tuple(Quota(source.name, source.weight) for source in SOURCES),
+        fusion=FUSION,
     )
 
 

@@ -21,6 +21,7 @@ from examples.online_retail.features import retail_schema
 from examples.online_retail.moment import BuiltAt, Settings, Shop, build_at
 from examples.online_retail.ranker import (
     CANDIDATES,
+    FUSION,
     SOURCES,
     Examples,
     make_examples,
@@ -90,7 +91,8 @@ def run(source: TableSource, out: Path, *, plan: Plan | None = None, console: Co
 def config_text(time_us: int) -> str:
     """The server's configuration: what is evaluated is what it serves. Paths are relative to the file."""
     sources = ", ".join(f'{{ name = "{each.name}", weight = {each.weight} }}' for each in SOURCES)
-    return _CONFIG.format(clock=_moment(time_us).isoformat(), candidates=CANDIDATES, sources=sources)
+    fusion = f"{{ depth = {FUSION.depth}, constant = {FUSION.constant} }}"
+    return _CONFIG.format(clock=_moment(time_us).isoformat(), candidates=CANDIDATES, sources=sources, fusion=fusion)
 
 
 def evaluation_spec(events: Events, time_us: int) -> EvaluationSpec:
@@ -103,7 +105,8 @@ def evaluation_spec(events: Events, time_us: int) -> EvaluationSpec:
             "time": pa.array(window.time_us, pa.timestamp("us", "UTC")),
         }
     )
-    return EvaluationSpec(truth=truth, time_us=time_us, placement=PlacementSpec(candidates=CANDIDATES, sources=SOURCES))
+    placement = PlacementSpec(candidates=CANDIDATES, sources=SOURCES, fusion=FUSION)
+    return EvaluationSpec(truth=truth, time_us=time_us, placement=placement)
 
 
 @contextmanager
@@ -190,17 +193,20 @@ alpha = 0.5
 [placements.default]
 candidates = {candidates}
 sources = [{sources}]
+fusion = {fusion}
 
 # What it measures as `first`: nothing that the user has bought before.
 [placements.discover]
 candidates = {candidates}
 sources = [{sources}]
+fusion = {fusion}
 exclude_purchased = true
 
 # The same lists, more varied.
 [placements.varied]
 candidates = {candidates}
 sources = [{sources}]
+fusion = {fusion}
 caps = [{{ attribute = "category", max = 3 }}]
 mmr_weight = 0.9
 diversity_space = "content"

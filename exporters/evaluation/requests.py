@@ -50,7 +50,7 @@ class Requests:
 
     def from_source(self, user_id: str, source: str) -> Query:
         """The same of one source alone; for retrieval, where a `count` of 0 keeps other sources from standing in."""
-        return replace(self.served(user_id), quotas=(Quota(source, 1.0),), count=0)
+        return replace(self.served(user_id), quotas=(Quota(source, 1.0),), fusion=None, count=0)
 
 
 def make_requests(pipeline: Pipeline, placement: PlacementSpec, mode: EvaluationMode, time_us: int) -> Requests:
@@ -83,6 +83,7 @@ def make_requests(pipeline: Pipeline, placement: PlacementSpec, mode: Evaluation
         candidates=placement.candidates,
         quotas=tuple(Quota(each.name, each.weight) for each in placement.sources)
         or tuple(Quota(source, 1.0) for source in pipeline.sources),
+        fusion=placement.fusion,
     )
     return Requests(base, replace(rerank, mmr_weight=TRIAL_MMR) if pipeline.similarity_spaces else None)
 
@@ -119,6 +120,8 @@ def _range_problems(placement: PlacementSpec) -> Iterator[str]:
     for each in placement.sources:
         if not 0 <= each.weight < math.inf:
             yield f"placement.sources: the weight of {each.name!r} is {each.weight}, expected 0 or more"
+    if placement.fusion and not (placement.fusion.depth >= 1 and 0 < placement.fusion.constant < math.inf):
+        yield "placement.fusion: expected a depth of at least 1, and a constant above 0"
     for name, weight in placement.objective_weights.items():
         if not 0 <= weight < math.inf:
             yield f"placement.objective_weights: {name!r} is {weight}, expected 0 or more"

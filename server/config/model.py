@@ -322,6 +322,24 @@ class FreshnessSettings(_Section):
     )
 
 
+class FusionSettings(_Section):
+    """Candidates are chosen by what all sources say of them, the sum of weight / (constant + rank)."""
+
+    depth: int = Field(
+        default=2000,
+        ge=1,
+        le=20_000,
+        description="Asked of each source; `candidates` where that is more.",
+        json_schema_extra=_unit("items"),
+    )
+    constant: float = Field(
+        default=500,
+        gt=0,
+        le=MAX_WEIGHT,
+        description="The larger, the less a source's order counts against being proposed by many.",
+    )
+
+
 class PlacementSettings(_Section):
     """Defaults of one placement; a request's own fields override them."""
 
@@ -331,6 +349,10 @@ class PlacementSettings(_Section):
     sources: tuple[SourceSettings, ...] = Field(
         default=(),
         description="Candidate sources with their shares; empty: every source of the bundle, in equal shares.",
+    )
+    fusion: FusionSettings | None = Field(
+        default=None,
+        description="Candidates are those that the sources together rank best; absent: every source fills its share.",
     )
     caps: tuple[CapSettings, ...] = Field(default=(), description="Caps on attributes, all of which hold.")
     mmr_weight: float | None = Field(

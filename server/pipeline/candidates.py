@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recserve.server.pipeline.assemble import Candidates
 from recserve.server.pipeline.sources import Proposal
@@ -48,6 +49,37 @@ def union(sources: Sequence[str], proposals: Sequence[Proposal], weights: Sequen
     return with_origins(sources, proposals, chosen)
 
 
+def fuse(
+    sources: Sequence[str], proposals: Sequence[Proposal], weights: Sequence[float], total: int, constant: float
+) -> Candidates:
+    """Merge proposals into at most `total` distinct candidates, those that the sources together rank best.
+
+    Weighted reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009): an item's merit is the sum of
+    weight / (constant + rank) over the sources that propose it. Candidates are ordered by merit, then by row.
+
+    Args:
+        sources: names, in the order of the proposals.
+        proposals: one per source.
+        weights: one per source, > 0.
+        total: the most candidates wanted.
+        constant: > 0; the larger, the less does a source's order count against being proposed by many.
+    """
+    sizes = [each.rows.size for each in proposals]
+    source = np.repeat(np.arange(len(sizes)), sizes)
+    rank = np.concatenate([np.arange(1, size + 1) for size in sizes])
+    rows, item = np.unique(np.concatenate([each.rows for each in proposals]), return_inverse=True)
+    best = _largest(np.bincount(item, np.asarray(weights)[source] / (constant + rank), rows.size), total)
+    place = np.full(rows.size, -1)
+    place[best] = np.arange(best.size)
+    chosen = np.flatnonzero(place[item] >= 0)
+    origin = place[item[chosen]], source[chosen]
+    scores = np.full((best.size, len(sizes)), np.nan, np.float32)
+    ranks = np.zeros(scores.shape, np.int32)
+    scores[origin] = np.concatenate([each.scores for each in proposals])[chosen]
+    ranks[origin] = rank[chosen]
+    return Candidates(rows[best], tuple(sources), scores, ranks)
+
+
 def extend(candidates: Candidates, source: str, proposal: Proposal, total: int) -> Candidates:
     """Add a further source's items behind the candidates, up to `total`."""
     rows = _distinct([candidates.rows, proposal.rows])[:total]
@@ -82,6 +114,14 @@ def _rank_by_rank(lists: Sequence[Rows]) -> Rows:
     rows = np.concatenate(lists)
     ranks = np.concatenate([np.arange(each.size) for each in lists])
     return rows[np.argsort(ranks, kind="stable")]
+
+
+def _largest(values: NDArray[np.float64], most: int) -> Rows:
+    """Where the `most` largest values are, largest first, the first among equals first."""
+    among = np.arange(values.size)
+    if most < values.size:
+        among = np.flatnonzero(values >= np.partition(values, -most)[-most])
+    return among[np.argsort(-values[among], kind="stable")[:most]]
 
 
 def with_origins(sources: Sequence[str], proposals: Sequence[Proposal], rows: Rows) -> Candidates:

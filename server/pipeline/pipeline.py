@@ -23,7 +23,7 @@ from recserve.server.bundle.columns import CategoryColumn
 from recserve.server.bundle.reader import Bundle, Space
 from recserve.server.pipeline.assemble import Candidates, Subject, subject, tower_users
 from recserve.server.pipeline.cache import NOTHING_KEPT, CacheLimits, CacheStats
-from recserve.server.pipeline.candidates import extend, union
+from recserve.server.pipeline.candidates import extend, fuse, union
 from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError
 from recserve.server.pipeline.filters import PURCHASE_EVENT, Filters
 from recserve.server.pipeline.golden import item_arrays, replay
@@ -271,24 +271,26 @@ class Pipeline:
     def _ask_sources(self, jobs: Sequence[_Job]) -> list[dict[str, Proposal]]:
         """Per job, what each source says that it asks: one call per source and number of candidates.
 
-        A source is asked for as many as are wanted in all: it may have to make up for others that run short. Jobs that
-        want other numbers are asked for apart, because an approximate index finds other items with another k.
+        Jobs that want other numbers are asked for apart, because an approximate index finds other items with another k.
         """
         proposals: list[dict[str, Proposal]] = [{} for _ in jobs]
         for name, source in self._sources.items():
             asking = [index for index, job in enumerate(jobs) if name in job.request.weights]
-            for k in {jobs[index].query.pool for index in asking}:
-                group = [index for index in asking if jobs[index].query.pool == k]
+            for k in {jobs[index].query.depth for index in asking}:
+                group = [index for index in asking if jobs[index].query.depth == k]
                 found = source.propose([jobs[index].request for index in group], k)
                 for index, proposal in zip(group, found, strict=True):
                     proposals[index][name] = proposal
         return proposals
 
     def _merge(self, job: _Job, proposals: Mapping[str, Proposal]) -> Candidates:
-        """The union by quotas; popular items stand in where the sources together know too few."""
+        """The union by quotas or by fusion; popular items stand in where the sources together know too few."""
         query, weights = job.query, job.request.weights
-        names = list(weights)
-        merged = union(names, [proposals[name] for name in names], list(weights.values()), query.pool)
+        names, mine = list(weights), [proposals[name] for name in weights]
+        if query.fusion is None:
+            merged = union(names, mine, list(weights.values()), query.pool)
+        else:
+            merged = fuse(names, mine, list(weights.values()), query.pool, query.fusion.constant)
         if merged.rows.size < query.count and POPULAR not in weights:
             popular = self._sources[POPULAR].propose([job.request], query.count + merged.rows.size)[0]
             merged = extend(merged, POPULAR, popular, query.count)

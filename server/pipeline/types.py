@@ -96,10 +96,20 @@ class RerankOptions:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """A source's share of the candidates, >= 0, relative to the other quotas."""
+    """A source's share of the candidates, >= 0, relative to the other quotas; in a fusion, the weight of its ranks."""
 
     source: str
     weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """Candidates are chosen by what all sources say of them: the sum of weight / (constant + rank)."""
+
+    depth: int = 2000
+    """How many items each source is asked for, or as many as there are to be candidates where that is more."""
+    constant: float = 500.0
+    """Above 0. About the number of candidates: far below it, a source's first few count for too much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,6 +135,8 @@ class Query:
     """How many to find and rank, or `count` where that is more."""
     quotas: tuple[Quota, ...] = ()
     """RECOMMEND: the sources to ask, in order. Empty only for the other kinds."""
+    fusion: Fusion | None = None
+    """RECOMMEND: how the sources' proposals become candidates; None: by quotas."""
     alpha: float = 1.0
     """SIMILAR: weight of the behaviour space against the content space, 0 to 1."""
     behaviour_space: str = ""
@@ -139,6 +151,11 @@ class Query:
     def pool(self) -> int:
         """How many candidates to find: never fewer than are to be answered."""
         return max(self.candidates, self.count)
+
+    @property
+    def depth(self) -> int:
+        """How many items to ask each source for: it may have to make up for others that run short."""
+        return self.pool if self.fusion is None else max(self.pool, self.fusion.depth)
 
     def expired(self) -> bool:
         """Whether the deadline has passed."""

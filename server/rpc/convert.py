@@ -93,6 +93,7 @@ class Converter:
             rerank=resolver.rerank(request.rerank),
             candidates=defaults.candidates,
             quotas=resolver.quotas(request.sources),
+            fusion=place.placement.fusion,
             reasons=request.reasons,
             deadline=deadline,
         )

@@ -13,7 +13,7 @@ from recserve.server.bundle.reader import Bundle
 from recserve.server.config import PlacementSettings, Settings, SimilarSettings
 from recserve.server.pipeline.errors import Violation
 from recserve.server.pipeline.filters import PURCHASE_EVENT
-from recserve.server.pipeline.types import Cap, Freshness, Quota, RerankOptions
+from recserve.server.pipeline.types import Cap, Freshness, Fusion, Quota, RerankOptions
 from recserve.server.rpc.errors import PlacementError
 from recserve.server.rpc.problems import listed
 
@@ -41,6 +41,7 @@ class Placement:
 
     settings: PlacementSettings
     quotas: tuple[Quota, ...]
+    fusion: Fusion | None
     rerank: RerankOptions
     in_stock: bool
     context: ContextColumns
@@ -96,6 +97,7 @@ def _resolve(name: str, settings: PlacementSettings, pipeline: Pipeline) -> Plac
     return Placement(
         settings=settings,
         quotas=configured or tuple(Quota(source, 1.0) for source in pipeline.sources),
+        fusion=Fusion(**settings.fusion.model_dump()) if settings.fusion else None,
         rerank=RerankOptions(
             objective_weights=tuple(weights.get(each, 0.0) for each in pipeline.objectives) if weights else None,
             freshness=Freshness(**settings.freshness.model_dump()) if settings.freshness else None,

@@ -65,6 +65,7 @@ def test_nothing_at_a_cut_off_knows_the_future(events: Events) -> None:
     assert first.bundle.catalogue.items.equals(second.bundle.catalogue.items)
     assert first.users.users.equals(second.users.users)
     assert first.users.history.table.equals(second.users.history.table)
+    assert first.bundle.sources.together.table.equals(second.bundle.sources.together.table)
     for one, other in zip(first.bundle.spaces, second.bundle.spaces, strict=True):
         for field in ("item_vectors", "user_vectors"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))

@@ -206,6 +206,8 @@ def test_where_nothing_is_near_the_valid_names_are_listed(toml_file: TomlFile) -
         ("[server]\nhost = ''\n", "server.host", 'found "", allowed is a text, not empty'),
         ("server = 5\n", "server", "found 5, allowed is a table"),
         ("[placements.home]\nsources = 5\n", "placements.home.sources", "found 5, allowed is a list"),
+        ("[placements.home]\nfusion = {constant = 0}\n", "placements.home.fusion.constant",
+         "found 0, allowed is a number, above 0 to 1,000,000"),
         ("[placements.home.freshness]\nboost = 1\n", "placements.home.freshness.half_life_days",
          "is required: a number, above 0 to 36,500 [days]"),
         ("[placements.'a b']\n", "placements.a b",

@@ -37,7 +37,7 @@ from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
 from recserve.server.config import load_settings
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
-from recserve.server.pipeline.types import Cap, Freshness, History, Result, UserState
+from recserve.server.pipeline.types import Cap, Freshness, Fusion, History, Result, UserState
 from recserve.server.rpc.convert import Converter
 from recserve.v1 import recommender_pb2 as pb
 
@@ -149,6 +149,7 @@ def test_the_placement_as_served_is_the_placement_as_evaluated(
         [placements.home]
         candidates = 100
         sources = [{{ name = "als", weight = 0.7 }}, {{ name = "popular", weight = 0.3 }}]
+        fusion = {{ depth = 300 }}
         caps = [{{ attribute = "category", max = 2, window = 5 }}]
         mmr_weight = 0.8
         diversity_space = "content"
@@ -166,7 +167,17 @@ def test_the_placement_as_served_is_the_placement_as_evaluated(
         request.context.time.FromDatetime(NOW)
         served = converter.recommend(request, "id", 1e9).query
         ours = make_requests(pipeline, read_placement(config, name), "all", NOW_US).served("user-001")
-        for field in ("kind", "user_id", "count", "time_us", "candidates", "quotas", "rerank", "user_overrides"):
+        for field in (
+            "kind",
+            "user_id",
+            "count",
+            "time_us",
+            "candidates",
+            "quotas",
+            "fusion",
+            "rerank",
+            "user_overrides",
+        ):
             assert getattr(ours, field) == getattr(served, field), field
         for field in ("in_stock", "exclude_purchased", "region", "price_min", "price_max", "include_categories"):
             assert getattr(ours.filter, field) == getattr(served.filter, field), field
@@ -407,6 +418,7 @@ def test_everything_that_a_bundle_cannot_serve_is_told_at_once(
     wrong = PlacementSpec(
         candidates=0,
         sources=[SourceShare("populer", 1.0)],
+        fusion=Fusion(depth=0),
         caps=[Cap("price", 1)],
         diversity_space="als",
         objective_weights={"revenue": -1.0},
@@ -415,6 +427,7 @@ def test_everything_that_a_bundle_cannot_serve_is_told_at_once(
         evaluate(pipeline, snapshot, replace(spec, placement=wrong))
     for part in (
         "'populer'",
+        "placement.fusion: expected a depth of at least 1",
         'did you mean "popular"?',
         "'price' is not in the bundle; valid: category",
         "'als'",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recserve.server.pipeline.assemble import Candidates
-from recserve.server.pipeline.candidates import extend, shares, union
+from recserve.server.pipeline.candidates import extend, fuse, shares, union
 from recserve.server.pipeline.sources import Proposal
 
 
@@ -73,6 +73,27 @@ def test_sources_that_know_nothing_give_no_candidates() -> None:
     assert found.scores.shape == (0, 2)
 
 
+def test_what_several_sources_rank_well_comes_before_what_one_ranks_first() -> None:
+    found = fuse(["ann", "als"], [proposal(1, 5, 2), proposal(3, 5, 4)], [1.0, 1.0], 3, 10.0)
+    assert found.rows.tolist() == [5, 1, 3]  # 2 / 12, then 1 / 11 of each; among equals the smaller row
+    assert found.ranks.tolist() == [[2, 2], [1, 0], [0, 1]]
+    assert found.scores[0].tolist() == [9.0, 9.0]
+
+
+def test_a_sources_weight_and_the_constant_decide_what_agreement_is_worth() -> None:
+    lists = [proposal(1, 2, 5), proposal(3, 4, 5)]
+    assert fuse(["a", "b"], lists, [1.0, 1.0], 1, 10.0).rows.tolist() == [5]
+    assert fuse(["a", "b"], lists, [1.0, 1.0], 1, 0.5).rows.tolist() == [1]
+    assert fuse(["a", "b"], lists, [1.0, 9.0], 2, 30.0).rows.tolist() == [5, 3]
+    assert fuse(["a", "b"], lists, [1.0, 9.0], 2, 0.5).rows.tolist() == [3, 4]
+
+
+def test_fused_sources_that_know_nothing_give_no_candidates() -> None:
+    found = fuse(["ann", "again"], [Proposal.nothing(), Proposal.nothing()], [1.0, 1.0], 10, 60.0)
+    assert found.rows.size == 0
+    assert found.scores.shape == (0, 2)
+
+
 def test_extend_adds_behind_and_remembers_the_source() -> None:
     first = union(["again"], [proposal(5, 6)], [1.0], 10)
     found = extend(first, "popular", proposal(6, 1, 2, 3), 4)
@@ -95,6 +116,25 @@ def test_union_holds_what_it_promises(lists: list[list[int]], total: int, data: 
     assert len(set(found.rows.tolist())) == found.rows.size == min(total, len(everything))
     for column, (rows, share) in enumerate(zip(lists, shares(weights, total), strict=True)):
         assert set(rows[:share]) <= set(found.rows.tolist())
+        for row, rank, score in zip(found.rows, found.ranks[:, column], found.scores[:, column], strict=True):
+            assert rank == (rows.index(row) + 1 if row in rows else 0)
+            assert np.isnan(score) if rank == 0 else score == 11 - rank
+
+
+@given(proposals, st.integers(1, 40), st.sampled_from([0.5, 8.0, 64.0]), st.data())
+@settings(deadline=None)
+def test_fusion_takes_those_of_the_largest_merit(
+    lists: list[list[int]], total: int, constant: float, data: st.DataObject
+) -> None:
+    weights = data.draw(st.lists(st.sampled_from([0.25, 1.0, 3.0]), min_size=len(lists), max_size=len(lists)))
+    names = [f"s{index}" for index in range(len(lists))]
+    found = fuse(names, [proposal(*rows) for rows in lists], weights, total, constant)
+    merits = dict.fromkeys(set().union(*lists), 0.0)
+    for rows, weight in zip(lists, weights, strict=True):
+        for rank, row in enumerate(rows, start=1):
+            merits[row] += weight / (constant + rank)
+    assert found.rows.tolist() == sorted(merits, key=lambda row: (-merits[row], row))[:total]
+    for column, rows in enumerate(lists):
         for row, rank, score in zip(found.rows, found.ranks[:, column], found.scores[:, column], strict=True):
             assert rank == (rows.index(row) + 1 if row in rows else 0)
             assert np.isnan(score) if rank == 0 else score == 11 - rank

@@ -16,6 +16,7 @@ from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
 from recserve.server.pipeline.types import (
     Cap,
     Freshness,
+    Fusion,
     History,
     ItemFilter,
     Query,
@@ -102,10 +103,11 @@ def test_a_stranger_with_a_session_gets_items_like_it(pipeline: Pipeline, bundle
     assert found.rows.tolist() == exact.tolist()
 
 
+@pytest.mark.parametrize("fusion", [None, Fusion(depth=5)])
 @pytest.mark.parametrize("quota", ["als", "popular", "again"])
 @pytest.mark.parametrize("passing", [0, 1, 7, 60])
 def test_exactly_as_many_as_pass_the_filter(
-    pipeline: Pipeline, bundle: Bundle, snapshot: Snapshot, quota: str, passing: int
+    pipeline: Pipeline, bundle: Bundle, snapshot: Snapshot, quota: str, passing: int, fusion: Fusion | None
 ) -> None:
     size = bundle.catalogue.size
     keep = np.random.default_rng(passing).choice(size, passing, replace=False)
@@ -114,6 +116,7 @@ def test_exactly_as_many_as_pass_the_filter(
         bundle,
         user_id=snapshot.user_ids(np.array([0]))[0],
         quotas=(Quota(quota, 1.0),),
+        fusion=fusion,
         count=20,
         filter=ItemFilter(exclude_rows=excluded),
     )
@@ -121,6 +124,34 @@ def test_exactly_as_many_as_pass_the_filter(
     assert found.rows.size == min(20, passing)
     assert set(found.rows.tolist()) <= set(keep.tolist())
     assert len(set(found.rows.tolist())) == found.rows.size
+
+
+def test_a_fusion_hears_of_items_that_no_source_has_among_its_first(
+    pipeline: Pipeline, bundle: Bundle, snapshot: Snapshot
+) -> None:
+    quotas = (Quota("als", 1.0), Quota("popular", 0.5))
+    depth, candidates = 200, 20
+    lists = []
+    for quota in quotas:
+        alone = query(bundle, user_id=snapshot.user_ids(np.array([3]))[0], quotas=(quota,), count=0, candidates=depth)
+        ((_, found),) = pipeline.retrieve([(alone, state_of(snapshot, 3))])
+        lists.append(found.rows.tolist())
+    merits = dict.fromkeys(set().union(*lists), 0.0)
+    for rows, quota in zip(lists, quotas, strict=True):
+        for rank, row in enumerate(rows, start=1):
+            merits[row] += quota.weight / (100.0 + rank)
+    best = sorted(merits, key=lambda row: (-merits[row], row))[:candidates]
+    asked = query(
+        bundle,
+        user_id=snapshot.user_ids(np.array([3]))[0],
+        quotas=quotas,
+        candidates=candidates,
+        fusion=Fusion(depth=depth, constant=100.0),
+    )
+    ((_, chosen),) = pipeline.retrieve([(asked, state_of(snapshot, 3))])
+    assert chosen.rows.tolist() == best
+    assert chosen.sources == ("als", "popular")
+    assert chosen.ranks.max() > candidates
 
 
 @pytest.mark.parametrize("kind", [QueryKind.RECOMMEND, QueryKind.SIMILAR])
@@ -288,6 +319,7 @@ def test_a_batch_answers_as_its_requests_would_alone(pipeline: Pipeline, bundle:
             quotas=(Quota("als", 0.6), Quota("popular", 0.3), Quota("again", 0.1)),
             count=int(random.integers(1, 60)),
             candidates=int(random.integers(1, 150)),
+            fusion=Fusion(int(random.integers(1, 200))) if random.random() < 0.5 else None,
             rerank=options,
             filter=ItemFilter(price_max=float(random.uniform(1, 100)) if random.random() < 0.5 else None),
             reasons=True,

@@ -13,7 +13,7 @@ from recserve.server.bundle.reader import Bundle
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import PlacementSettings, Settings
 from recserve.server.pipeline.errors import BundleLacksError, InvalidRequestError, NotReadyError, UnknownItemsError
-from recserve.server.pipeline.types import Cap, QueryKind, Quota
+from recserve.server.pipeline.types import Cap, Fusion, QueryKind, Quota
 from recserve.server.rpc import PlacementError, check_placements
 from recserve.server.rpc.convert import Converter
 from recserve.v1 import recommender_pb2 as pb
@@ -38,6 +38,7 @@ def settings(placements=None, **similar) -> Settings:
     home = {
         "candidates": 50,
         "sources": [{"name": "ann", "weight": 0.7}, {"name": "popular", "weight": 0.3}],
+        "fusion": {"depth": 900, "constant": 40},
         "caps": [{"attribute": "category", "max": 3}],
         "mmr_weight": 0.8,
         "freshness": {"boost": 0.2, "half_life_days": 14},
@@ -368,6 +369,7 @@ def test_a_placement_fills_in_what_the_request_leaves_out(convert):
     query = job.query
     assert job.record_shown
     assert (query.candidates, query.quotas) == (50, (Quota("ann", 0.7), Quota("popular", 0.3)))
+    assert (query.fusion, query.depth) == (Fusion(900, 40.0), 900)
     assert query.rerank.objective_weights == (0.0, 2.0)
     assert query.rerank.caps == (Cap("category", 3),)
     assert (query.rerank.mmr_weight, query.rerank.diversity_space) == (0.8, "content")
