@@ -101,10 +101,11 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
     command = f", by `{result['command']}`" if "command" in result else ""
     load = f"; the machine's load before was {result['load_before']:.1f}" if "load_before" in result else ""
     yield f"commit `{result['commit']}`{command}{load}."
-    yield ""
     runs = result["results"]
     problems = result.get("problems") or (problems_of(runs) if all("valid" in row for row in runs) else [])
-    yield from (f"- {text}" for text in problems)
+    if problems:
+        yield ""
+        yield from (f"- {text}" for text in problems)
 
 
 def _tables(result: Mapping[str, Any], number: int | None = None) -> Iterator[str]:

@@ -22,13 +22,14 @@ def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
             "answers/s",
             "recserve's by that",
             "CPU ms/request",
+            "by recserve's",
             "p50 ms at light load",
             "p99 ms",
             "memory MiB",
             f"recall@{content['candidates']}",
             f"overlap@{content['count']}",
         ),
-        [_line(row, rows[0].get("ratio_to", {})) for row in rows],
+        [_line(row, rows[0]) for row in rows],
     )
 
 
@@ -45,12 +46,15 @@ def verdict(own: Mapping[str, Any]) -> str:
     )
 
 
-def _line(row: Mapping[str, Any], ratios: Mapping[str, float]) -> tuple[str, ...]:
+def _line(row: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
+    ratio = own.get("ratio_to", {}).get(row["name"])
     return (
         row["name"],
         f"{row['requests_per_s']:,.1f}",
-        f"{ratios[row['name']]:.1f}" if row["name"] in ratios else "-",
-        *(milliseconds(row[name]) for name in ("cpu_ms_per_request", "p50_ms", "p99_ms")),
+        "-" if ratio is None else f"{ratio:.1f}",
+        milliseconds(row["cpu_ms_per_request"]),
+        "-" if ratio is None else f"{row['cpu_ms_per_request'] / own['cpu_ms_per_request']:.1f}",
+        *(milliseconds(row[name]) for name in ("p50_ms", "p99_ms")),
         f"{row['memory_mib']:,.0f}",
         f"{row['recall']:.3f}",
         f"{row['overlap']:.3f}",

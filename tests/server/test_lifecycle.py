@@ -266,7 +266,7 @@ def test_nobody_reads_its_announcement(tiny_bundle: Make) -> None:
 def test_sigterm_finishes_what_is_in_flight(
     start_server: Start, callers: ThreadPoolExecutor, tiny_bundle: Make
 ) -> None:
-    server = start_server("--bundle", f"{tiny_bundle()}", *SLOW)
+    server = start_server("--bundle", f"{tiny_bundle()}", *SLOW, "--set", "server.drain_seconds=60")
     address = server.wait_until_ready()
     with grpc.insecure_channel(address) as channel:
         health, service = health_pb2_grpc.HealthStub(channel), RecommenderServiceStub(channel)
