@@ -12,6 +12,10 @@ from recserve.server.pipeline.errors import DeadlineExpiredError, NotReadyError,
 _SMOOTHING: Final = 0.1
 """Weight of the newest batch in the moving average: about the last twenty batches count."""
 
+_HEADROOM: Final = 1.25
+"""Estimates are means, and an answer has to leave after it is computed: a request that is let in at the very edge is
+late more often than not, and late answers are work for nobody."""
+
 _RETRY_BOUNDS_S: Final = (0.01, 10.0)
 
 
@@ -117,7 +121,7 @@ class Admission:
         # An empty queue always admits. Otherwise one slow start could refuse everybody for ever: the estimate only
         # changes when something is served.
         wait = self._wait(self._queued + 1)
-        if self._queued and wait > left:
+        if self._queued and _HEADROOM * wait > left:
             raise OverloadedError(
                 f"the {self._queued} requests ahead will take about {wait * 1000:.0f} ms, and the deadline is in "
                 f"{left * 1000:.0f} ms",

@@ -86,7 +86,8 @@ class Batcher:
     Args:
         threads: compute threads.
         max_batch: most requests in one batch.
-        observe: told of each batch: seconds that it took, and requests in it.
+        observe: told of each batch: seconds from its dispatch until its answers were back on the loop, and requests in
+            it. Where the loop and the threads share a core, the loop's work is most of what a busy server adds.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Batcher:
         self._idle = threads
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[_Entry, None] = {}  # in order of arrival; a caller who leaves is taken out at once
-        self._batches: queue.SimpleQueue[list[_Entry] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"compute-{index}", daemon=True) for index in range(threads)
         ]
@@ -166,7 +167,7 @@ class Batcher:
         self._dispatching = False
         while self._idle and (batch := self._take()):
             self._idle -= 1
-            self._batches.put(batch)
+            self._batches.put(_Batch(batch, time.monotonic()))
 
     def _take(self) -> list[_Entry]:
         """The next batch: the oldest request and its fellows, but no more than each idle thread's fair share."""
@@ -188,15 +189,15 @@ class Batcher:
     def _work(self) -> None:
         """A compute thread: run batches until there is None."""
         while (batch := self._batches.get()) is not None:
-            computed = _compute(batch)
+            outcomes = _compute(batch.entries)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                self._loop.call_soon_threadsafe(self._finished, batch, computed)
-            del batch, computed  # an idle thread must not keep the bundle of its last batch
+                self._loop.call_soon_threadsafe(self._finished, batch, outcomes)
+            del batch, outcomes  # an idle thread must not keep the bundle of its last batch
 
-    def _finished(self, batch: list[_Entry], computed: _Computed) -> None:
+    def _finished(self, batch: _Batch, outcomes: list[Outcome]) -> None:
         self._idle += 1
-        self._observe(computed.seconds, len(batch))
-        for entry, outcome in zip(batch, computed.outcomes, strict=True):
+        self._observe(time.monotonic() - batch.dispatched, len(batch.entries))
+        for entry, outcome in zip(batch.entries, outcomes, strict=True):
             entry.deliver(outcome)
         self._dispatch()
         self._note_rest()
@@ -206,25 +207,23 @@ class Batcher:
             self._at_rest.set()
 
 
-class _Computed(NamedTuple):
-    outcomes: list[Outcome]
-    seconds: float
+class _Batch(NamedTuple):
+    entries: list[_Entry]
+    dispatched: float
 
 
-def _compute(batch: list[_Entry]) -> _Computed:
+def _compute(batch: list[_Entry]) -> list[Outcome]:
     """Run one batch on a compute thread."""
     started = time.monotonic()
     for entry in batch:
         entry.started = started
     try:
-        outcomes = _run(batch)
+        return _run(batch)
     except Exception as error:
         if len(batch) == 1:
-            outcomes = [error]
-        else:
-            logger.warning("a batch of %d requests failed; each is run alone", len(batch), exc_info=True)
-            outcomes = [_run_alone(entry) for entry in batch]
-    return _Computed(outcomes, time.monotonic() - started)
+            return [error]
+        logger.warning("a batch of %d requests failed; each is run alone", len(batch), exc_info=True)
+        return [_run_alone(entry) for entry in batch]
 
 
 def _run_alone(entry: _Entry) -> Outcome:
