@@ -104,7 +104,7 @@ def assemble(
         candidates: one per request.
         dims: dimension of each space that the schema refers to.
     """
-    scores, ranks = zip(*(_source_columns(schema.sources, each) for each in candidates), strict=True)
+    scores, ranks = _source_columns(schema.sources, candidates)
     return FeatureBatch(
         offsets=_offsets([each.rows for each in candidates]),
         rows=np.concatenate([each.rows for each in candidates]),
@@ -119,8 +119,8 @@ def assemble(
         history_last_us=np.concatenate([each.history.last_us for each in subjects]),
         recent_offsets=_offsets([each.recent_rows for each in subjects]),
         recent_rows=np.concatenate([each.recent_rows for each in subjects]),
-        source_scores=np.concatenate(scores),
-        source_ranks=np.concatenate(ranks),
+        source_scores=scores,
+        source_ranks=ranks,
         user_vectors={name: _user_vectors(subjects, name, dims[name]) for name in schema.spaces},
     )
 
@@ -149,16 +149,27 @@ def _offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.array([0, *accumulate(part.size for part in parts)], np.int64)
 
 
-def _source_columns(wanted: Sequence[str], candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _source_columns(
+    wanted: Sequence[str], candidates: Sequence[Candidates]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Scores and ranks [n, wanted]; NaN for sources that were not asked or did not propose the item."""
+    if any(each.sources != wanted for each in candidates):
+        candidates = [_said_by(wanted, each) for each in candidates]
+    scores = np.concatenate([each.scores for each in candidates])
+    ranks = np.concatenate([each.ranks for each in candidates]).astype(np.float32)
+    ranks[ranks == 0] = np.nan
+    return scores, ranks
+
+
+def _said_by(wanted: Sequence[str], candidates: Candidates) -> Candidates:
+    """The same candidates with what the wanted sources say of them, whoever was asked."""
     shape = (candidates.rows.size, len(wanted))
-    scores, ranks = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    scores, ranks = np.full(shape, np.nan, np.float32), np.zeros(shape, np.int32)
     for column, name in enumerate(wanted):
         if name in candidates.sources:
             found = candidates.sources.index(name)
-            scores[:, column], its = candidates.scores[:, found], candidates.ranks[:, found]
-            ranks[:, column] = np.where(its > 0, its, np.nan)
-    return scores, ranks
+            scores[:, column], ranks[:, column] = candidates.scores[:, found], candidates.ranks[:, found]
+    return Candidates(candidates.rows, tuple(wanted), scores, ranks)
 
 
 def _user_vectors(subjects: Sequence[Subject], space: str, dim: int) -> NDArray[np.float32]:

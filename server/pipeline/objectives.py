@@ -35,11 +35,10 @@ class Objectives:
 
     def relevance(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Calibrated margins: [n, objectives] -> [n, objectives], in (0, 1)."""
-        columns = [
-            calibrate(np.ascontiguousarray(margins[:, objective]), *calibration)
-            for objective, calibration in enumerate(self._calibrations)
-        ]
-        return np.stack(columns, axis=1)
+        relevance = np.empty(margins.shape)
+        for objective, calibration in enumerate(self._calibrations):
+            relevance[:, objective] = calibrate(np.ascontiguousarray(margins[:, objective]), *calibration)
+        return relevance
 
 
 def _calibration(forest: Forest) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:

@@ -306,11 +306,12 @@ class Pipeline:
                 job.scores = fuse_ranks(job.candidates.ranks)
         elif ranked:
             relevance = self._relevance(self.engines.ranker, ranked)
-            ends = np.cumsum([job.candidates.rows.size for job in ranked])
-            for job, mine in zip(ranked, np.split(relevance, ends[:-1]), strict=True):
+            start = 0
+            for job in ranked:
+                end = start + job.candidates.rows.size
                 weights = job.query.rerank.objective_weights or self.engines.ranker.weights
-                job.relevance = combine(mine, weights)
-                job.scores = job.relevance
+                job.relevance = job.scores = combine(relevance[start:end], weights)
+                start = end
 
     def _relevance(self, ranker: Ranker, jobs: Sequence[_Job]) -> NDArray[np.float64]:
         """[candidates of all jobs, objectives]."""

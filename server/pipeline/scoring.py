@@ -23,6 +23,8 @@ def combine(relevance: NDArray[np.float64], weights: Sequence[float]) -> NDArray
         relevance: [n, objectives].
         weights: one per objective, >= 0 with a positive sum.
     """
+    if len(weights) == 1:
+        return relevance[:, 0]
     total = float(sum(weights))
     combined = np.zeros(relevance.shape[0])
     for column, weight in enumerate(weights):  # in a fixed order, so that a batch has the bits of its parts

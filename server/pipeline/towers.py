@@ -519,6 +519,8 @@ class UserTower:
         if missing:
             distinct = [rows[0] for rows in missing.values()]
             fresh = self._run(self._feed.fill(users), distinct)
+            if len(distinct) == time_us.size and not self.keeps:
+                return fresh
             for (key, rows), vector in zip(missing.items(), fresh, strict=True):
                 self._kept.put(key, vector.copy())  # not a view: it would keep the whole batch
                 vectors[rows] = vector

@@ -231,9 +231,12 @@ class Resolver:
 
     # ------------------------------------------------------------------------------------------- rerank
 
-    def rerank(self, rerank: pb.Rerank) -> RerankOptions:
+    def rerank(self, request: pb.RecommendRequest | pb.RankItemsRequest) -> RerankOptions:
         """The request's options, with the placement's where the request is silent."""
         defaults = self._placement.rerank
+        if not request.HasField("rerank"):
+            return defaults
+        rerank = request.rerank
         self._check_buildable(rerank)
         weights, caps = defaults.objective_weights, defaults.caps
         if rerank.objective_weights:
