@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from types import TracebackType
 from typing import Final
@@ -16,6 +17,8 @@ INTERRUPTED: Final = 130
 class Ending:
     """Takes what ends a block early: Ctrl-C, a target that goes away, and errors that are told in words.
 
+    SIGTERM counts as Ctrl-C within it: servers that were started have sessions of their own, and would go on alone.
+
     Attributes:
         problem: in words; empty: the block has come to its end.
         status: of the command.
@@ -28,9 +31,11 @@ class Ending:
         self.row: Row | None = None
 
     def __enter__(self) -> Ending:
+        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        signal.signal(signal.SIGTERM, self._before)
         match error:
             case RunCutShort():
                 self.problem, self.row = str(error), error.row

@@ -228,13 +228,14 @@ def test_a_server_without_its_bundle_leaves_no_result(
     assert not out.exists()
 
 
-def test_ctrl_c_while_the_server_starts_ends_both(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_server_starts_ends_both(config: Path, tmp_path: Path, sent: signal.Signals) -> None:
     out = tmp_path / "run.json"
     command = (sys.executable, "-m", "recserve.loadtest.cli", "run", "--config", str(config))
     options = ("--rate", "50", "--seconds", "60", "--out", str(out))
     with subprocess.Popen((*command, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         server = _first_child(process.pid)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.strip() == "recserve-loadtest: interrupted"
