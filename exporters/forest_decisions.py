@@ -82,7 +82,8 @@ def single_threshold(thresholds: NDArray[np.float32]) -> NDArray[np.float64]:
     Half way to the next float32 it is rounded to the one whose last bit is 0. After the largest float32, the next would
     be 2**128.
     """
-    following = np.nextafter(thresholds, np.float32(np.inf))
+    with np.errstate(over="ignore"):  # infinity follows the largest float32
+        following = np.nextafter(thresholds, np.float32(np.inf))
     low, high = (np.clip(each.astype(np.float64), -(2.0**128), 2.0**128) for each in (thresholds, following))
     middle = (low + high) / 2
     with np.errstate(over="ignore"):

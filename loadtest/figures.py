@@ -1,7 +1,6 @@
 """Result files as Markdown: the figures in the documents are written by this, never by hand.
 
-`python -m recserve.loadtest.figures README.md docs/bench/kernels.json docs/bench/demo.json` renews README.md, and
-`python -m recserve.loadtest.figures docs/forest.md docs/bench/forest.json` docs/forest.md.
+`python -m recserve.loadtest.figures docs/forest.md docs/bench/forest.json` renews docs/forest.md.
 
 A document with figures in several places names the file of each there, relative to itself, and if it does not want all
 of its tables, the number of the one that it wants:
@@ -9,7 +8,7 @@ of its tables, the number of the one that it wants:
     <!-- figures of bench/forest.json, table 1: written by python -m recserve.loadtest.figures -->
     <!-- end of figures -->
 
-`python -m recserve.loadtest.figures docs/performance.md` renews all of them.
+`python -m recserve.loadtest.figures docs/performance.md` renews all of them, and so it does with README.md.
 """
 
 from __future__ import annotations

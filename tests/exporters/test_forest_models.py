@@ -17,7 +17,7 @@ import pytest
 import treelite
 import treelite.sklearn
 import xgboost
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.ensemble import (
@@ -319,6 +319,7 @@ def test_any_small_scikit_learn_model(seed: int, kind: type, leaves: int, column
 
 @settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False))
+@example(float(np.finfo(np.float32).max))
 def test_thresholds_of_rounded_inputs(threshold: float) -> None:
     limit = single_threshold(np.array([threshold], np.float32))
     for value in np.concatenate((limit, np.nextafter(limit, np.inf), np.nextafter(limit, -np.inf))):

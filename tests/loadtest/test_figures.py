@@ -63,10 +63,10 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert "A CPU" in document.read_text("utf-8")
 
 
-def test_the_readmes_figures_are_those_of_the_stored_results() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    files = [ROOT / "docs" / "bench" / name for name in ("kernels.json", "demo.json")]
-    assert renew(readme, [json.loads(file.read_text("utf-8")) for file in files]) == readme
+@pytest.mark.parametrize("document", ["README.md", "docs/performance.md"])
+def test_figures_are_those_of_the_stored_results(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    assert renew_named(text, (ROOT / document).parent) == text
 
 
 def named(file: str) -> str:
@@ -106,8 +106,3 @@ def test_a_place_can_want_one_table(tmp_path: Path) -> None:
 def test_a_document_that_names_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names a file"):
         renew_named(f"{BEGIN}\n{END}", tmp_path)
-
-
-def test_performance_shows_the_stored_results() -> None:
-    document = (ROOT / "docs" / "performance.md").read_text("utf-8")
-    assert renew_named(document, ROOT / "docs") == document
