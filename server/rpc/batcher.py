@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -188,6 +190,7 @@ class Batcher:
 
     def _work(self) -> None:
         """A compute thread: run batches until there is None."""
+        _compute_in_the_background()
         while (batch := self._batches.get()) is not None:
             outcomes = _compute(batch.entries)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
@@ -205,6 +208,19 @@ class Batcher:
     def _note_rest(self) -> None:
         if not self._waiting and self._idle == len(self._threads):
             self._at_rest.set()
+
+
+def _compute_in_the_background() -> None:
+    """Tell the scheduler that this thread is busy rather than urgent.
+
+    Each time it wakes, with the interpreter's lock back in hand, it would otherwise interrupt the event loop where the
+    two share a core, and the loop would have to wait for that lock at once.
+    """
+    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except OSError as error:
+            logger.info("compute threads keep the loop's scheduling policy, which costs some CPU: %s", error)
 
 
 class _Batch(NamedTuple):
