@@ -224,7 +224,8 @@ def test_forests_from_the_command_line(
     for row in timed:
         assert {"trees": 12, "leaves": 15}.items() <= row["params"].items()
         assert 0 < row["p50_ms"] <= row["p99_ms"]
-        assert 0 < row["cpu_min_ms"] <= row["cpu_p50_ms"]
+        assert 0 <= row["cpu_min_ms"] <= row["cpu_p50_ms"]  # a virtual machine's clock may stand still for a call
+        assert row["cpu_p50_ms"] > 0
         assert row["runs"] >= 3
         assert row["scores"] == 500 if row["params"]["rows"] == 1 else 480
         assert (row["mismatches"] == 0) == ("float" not in row["params"].get("path", ""))
