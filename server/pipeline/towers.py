@@ -506,8 +506,6 @@ class UserTower:
             TowerOutputError: a vector has another length than the space's, is not finite, or is not normalised.
         """
         users = TowerUsers(user=user, recent_offsets=recent_offsets, recent_rows=recent_rows, time_us=time_us)
-        if time_us.size == 1 and not self.keeps:
-            return self._run(self._feed.fill(users), [0])
         vectors = np.empty((time_us.size, self._dim), np.float32)
         missing: dict[bytes, list[int]] = {}
         for row, key in enumerate(self._keys(users)):
