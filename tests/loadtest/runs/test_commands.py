@@ -145,23 +145,32 @@ def _wait_for_load(pid: int) -> None:
         time.sleep(0.1)
 
 
+@pytest.fixture
+def dying_target(
+    grpc_server: Callable[..., tuple[int, grpc.Server]], answer_of: Callable[..., bytes]
+) -> Callable[[int], str]:
+    """Starts a server that stops after so many answers; gives its address."""
+
+    def start(answers: int) -> str:
+        asked, enough = itertools.count(), threading.Event()
+
+        def recommend(_: bytes, __: grpc.ServicerContext) -> bytes:
+            if next(asked) == answers:
+                enough.set()
+            return answer_of(20)
+
+        port, server = grpc_server(recommend)
+        threading.Thread(target=lambda: enough.wait(60) and server.stop(0)).start()
+        return f"127.0.0.1:{port}"
+
+    return start
+
+
 def test_a_target_that_dies_keeps_what_was_measured(
-    grpc_server: Callable[..., tuple[int, grpc.Server]],
-    answer_of: Callable[..., bytes],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    dying_target: Callable[[int], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked, enough = itertools.count(), threading.Event()
-
-    def recommend(_: bytes, __: grpc.ServicerContext) -> bytes:
-        if next(asked) == 60:
-            enough.set()
-        return answer_of(20)
-
-    port, server = grpc_server(recommend)
     out = tmp_path / "run.json"
-    threading.Thread(target=lambda: enough.wait(60) and server.stop(0)).start()
-    target = ("--target", f"127.0.0.1:{port}", "--scenario", "strangers")
+    target = ("--target", dying_target(60), "--scenario", "strangers")
     assert load("run", *target, "--rate", 40, "--seconds", 60, "--warmup", 0, "--out", out) == 1
     assert "the target went away: cannot connect to the target" in capsys.readouterr().err
     (row,) = json.loads(out.read_text("utf-8"))["results"]
@@ -172,22 +181,10 @@ def test_a_target_that_dies_keeps_what_was_measured(
 
 @pytest.mark.slow
 def test_a_sweep_keeps_the_rates_before_the_target_died(
-    grpc_server: Callable[..., tuple[int, grpc.Server]],
-    answer_of: Callable[..., bytes],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    dying_target: Callable[[int], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked, enough = itertools.count(), threading.Event()
-
-    def recommend(_: bytes, __: grpc.ServicerContext) -> bytes:
-        if next(asked) == 80:  # the first rate sends about 45
-            enough.set()
-        return answer_of(20)
-
-    port, server = grpc_server(recommend)
     out = tmp_path / "sweep.json"
-    threading.Thread(target=lambda: enough.wait(60) and server.stop(0)).start()
-    target = ("--target", f"127.0.0.1:{port}", "--scenario", "strangers", "--no-report")
+    target = ("--target", dying_target(80), "--scenario", "strangers", "--no-report")  # the first rate sends about 45
     options = ("--rates", 10, 60, "--seconds", 4.5, "--warmup", 0, "--budget-ms", 60_000, "--out", out)
     assert load("sweep", *target, *options) == 1
     assert "the target went away" in capsys.readouterr().err
