@@ -2,7 +2,8 @@
 
     predict ─ check ─ scratch ─┐ nogil, for each block of rows
     margins ─ check ─ scratch ─┤
-                               └ bins ─ conditions ─ for each batch of pieces: programs, leaf numbers, sums
+                               └ bins ─┬ few rows: lanes, or conditions and nodes ─┬ leaf numbers, sums
+                                       └ many: conditions and programs ────────────┘
 
 Scratch is kept between calls: a call takes one from the forest's shelf, or makes one, and puts it back. Both happen
 with the GIL held, so threads never share one.
@@ -14,6 +15,7 @@ import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from recserve.kernels import _forest_arrays as layout
 from recserve.kernels._arrays import check_array, check_rows
@@ -29,6 +31,8 @@ cdef extern from "forest.h" nogil:
         FOREST_BUNDLE
         FOREST_BUNDLE_NODES
     ctypedef uint64_t forest_node_t
+    ctypedef struct forest_lanes_t:
+        pass
     ctypedef struct forest_t:
         ptrdiff_t columns, ranges, sets, outputs
         const int32_t* column_features
@@ -56,6 +60,9 @@ cdef extern from "forest.h" nogil:
         const int64_t* bundle_bounds
         const uint32_t* joins
         ptrdiff_t joined
+        const forest_lanes_t* lanes
+        ptrdiff_t lane_pieces, lane_rows
+        int jumps
     ctypedef struct forest_trees_t:
         forest_node_t* nodes
         int64_t* bundle_bounds
@@ -83,9 +90,12 @@ cdef extern from "forest.h" nogil:
             const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, const uint8_t*
         ) noexcept nogil
         void (*few_margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, bint, double*) noexcept nogil
+        void (*lane_margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, bint, double*) noexcept nogil
     const forest_variant_t* forest_variant_named(const char* name)
     ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
     ptrdiff_t forest_unfold_all(const forest_t* forest, forest_trees_t* trees)
+    bint forest_takes_lanes(const forest_variant_t* variant)
+    ptrdiff_t forest_spread_all(forest_t* forest, ptrdiff_t nodes, forest_lanes_t* lanes)
     ptrdiff_t forest_few_rows(const forest_variant_t* variant, const forest_t* forest)
     void forest_join_masks(const forest_t* forest, const forest_scratch_t* scratch)
     void forest_walk(const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t row, bint single, double* out)
@@ -163,6 +173,7 @@ cdef struct request_t:
     ptrdiff_t cross_count
     ptrdiff_t cross_stride
     const int32_t* varying_columns
+    ptrdiff_t varying_count
     uint8_t* bins
 
 
@@ -242,6 +253,10 @@ cdef class Forest:
             bundle_bounds=NULL,
             joins=NULL,
             joined=0,
+            lanes=NULL,
+            lane_pieces=0,
+            lane_rows=0,
+            jumps=0,
         )
         self.unfold()
 
@@ -268,6 +283,18 @@ cdef class Forest:
         self.forest.bundle_bounds = <const int64_t*>address(kept[1])
         self.forest.joins = <const uint32_t*>address(kept[2])
         self.forest.joined = trees.joined
+        if forest_takes_lanes(variant):
+            self.spread(count)
+
+    cdef spread(self, ptrdiff_t nodes):
+        """The nodes in lanes, where every piece fits into a register."""
+        lanes = aligned(self.pieces * sizeof(forest_lanes_t))
+        cdef ptrdiff_t count = forest_spread_all(&self.forest, nodes, <forest_lanes_t*>address(lanes))
+        if count == 0:
+            return
+        kept = aligned_copy(lanes[: count * sizeof(forest_lanes_t)])
+        self.derived.append(kept)
+        self.forest.lanes = <const forest_lanes_t*>address(kept)
 
     cdef Scratch take(self):
         """Scratch for a call, from the shelf or new."""
@@ -311,19 +338,18 @@ cdef class Forest:
         margins = np.empty((len(rows), self.outputs), np.float64)
         scratch = self.take()
         cdef double* out = <double*>address(margins)
-        cdef const int32_t* columns = <const int32_t*>address(self.all_columns)
+        cdef request_t request
+        memset(&request, 0, sizeof(request_t))  # nothing is constant
+        request.varying_columns = <const int32_t*>address(self.all_columns)
+        request.varying_count = self.columns
         cdef ptrdiff_t n = len(rows), start = 0, size, groups
         with nogil:
             while start < n:
                 groups = forest_groups_for(variant, n - start)
                 size = min(n - start, 64 * groups)
                 self.bin_block(values, single, start, size, scratch.parts.bins, 64 * groups)
-                if size <= forest_few_rows(variant, &self.forest):
-                    variant.few_conditions(&self.forest, &scratch.parts, columns, self.columns)
-                    few_margins(&self.forest, &scratch.parts, size, float_sums, out + start * self.outputs)
-                else:
-                    variant.conditions(&self.forest, &scratch.parts, columns, self.columns, groups)
-                    block_margins(&self.forest, &scratch.parts, groups, size, float_sums, out + start * self.outputs)
+                evaluate_block(&self.forest, &scratch.parts, &request, groups, size, float_sums,
+                               out + start * self.outputs)
                 start += size
         self.shelf.append(scratch)
         return margins if self.outputs > 1 else margins[:, 0]
@@ -420,6 +446,7 @@ cdef class RequestPlan:
             cross_count=len(self.cross_columns),
             cross_stride=0,
             varying_columns=<const int32_t*>address(self.varying_columns),
+            varying_count=len(self.varying_columns),
             bins=NULL,
         )
 
@@ -484,21 +511,38 @@ cdef bint rise(const int64_t* bounds, ptrdiff_t n, int64_t end) noexcept nogil:
     return good
 
 
-cdef void block_margins(
-    const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t groups, ptrdiff_t n, bint float_sums, double* out
+cdef void evaluate_block(
+    const forest_t* forest, const forest_scratch_t* scratch, const request_t* request, ptrdiff_t groups, ptrdiff_t n,
+    bint float_sums, double* out
 ) noexcept nogil:
-    """Margins of a block whose conditions have been evaluated."""
-    if float_sums:
-        variant.margins32(forest, scratch, groups, n, out)
+    """Margins of a block whose varying columns have been binned; the one place that chooses how."""
+    if n <= forest.lane_rows:
+        lane_margins(forest, scratch, request, n, float_sums, out)
+    elif n <= forest_few_rows(variant, forest):
+        few_margins(forest, scratch, request, n, float_sums, out)
     else:
-        variant.margins(forest, scratch, groups, n, out)
+        many_margins(forest, scratch, request, groups, n, float_sums, out)
+
+
+cdef void lane_margins(
+    const forest_t* forest, const forest_scratch_t* scratch, const request_t* request, ptrdiff_t n, bint float_sums,
+    double* out
+) noexcept nogil:
+    """Margins of so few rows that each meets all nodes at once."""
+    cdef ptrdiff_t i
+    for i in range(request.request_count):
+        memset(scratch.bins + request.request_columns[i] * 64, request.bins[i], n)
+    variant.lane_margins(forest, scratch, n, float_sums, out)
 
 
 cdef void few_margins(
-    const forest_t* forest, const forest_scratch_t* scratch, ptrdiff_t n, bint float_sums, double* out
+    const forest_t* forest, const forest_scratch_t* scratch, const request_t* request, ptrdiff_t n, bint float_sums,
+    double* out
 ) noexcept nogil:
-    """Margins of a block of few rows whose conditions have been evaluated."""
+    """Margins of few rows, from the leaves to the roots, or of one row down the trees."""
     cdef ptrdiff_t row
+    variant.few_conditions(forest, scratch, request.varying_columns, request.varying_count)
+    variant.few_constants(forest, scratch, request.request_columns, request.request_count, request.bins)
     forest_join_masks(forest, scratch)
     if n <= FOREST_WALKED_ROWS:
         for row in range(n):
@@ -507,12 +551,25 @@ cdef void few_margins(
         variant.few_margins(forest, scratch, n, float_sums, out)
 
 
+cdef void many_margins(
+    const forest_t* forest, const forest_scratch_t* scratch, const request_t* request, ptrdiff_t groups, ptrdiff_t n,
+    bint float_sums, double* out
+) noexcept nogil:
+    """Margins by the programs."""
+    variant.conditions(forest, scratch, request.varying_columns, request.varying_count, groups)
+    variant.constants(forest, scratch, request.request_columns, request.request_count, request.bins, groups)
+    if float_sums:
+        variant.margins32(forest, scratch, groups, n, out)
+    else:
+        variant.margins(forest, scratch, groups, n, out)
+
+
 cdef void evaluate_request(
     const forest_t* forest, const forest_scratch_t* scratch, const request_t* request, const float* constants,
     const int64_t* rows, ptrdiff_t n, const float* crosses, bint float_sums, double* out
 ) noexcept nogil:
     """Margins of one request's candidates, block by block."""
-    cdef ptrdiff_t i, size, groups, width, varying, start = 0
+    cdef ptrdiff_t i, size, groups, width, start = 0
     for i in range(request.request_count):
         variant.bin32(forest, request.request_columns[i], constants + request.request_places[i], 1, 1,
                       request.bins + i)
@@ -527,13 +584,5 @@ cdef void evaluate_request(
                 forest, request.cross_columns[i], crosses + start * request.cross_stride + request.cross_places[i],
                 request.cross_stride, size, scratch.bins + request.cross_columns[i] * width,
             )
-        varying = request.item_count + request.cross_count
-        if size <= forest_few_rows(variant, forest):
-            variant.few_conditions(forest, scratch, request.varying_columns, varying)
-            variant.few_constants(forest, scratch, request.request_columns, request.request_count, request.bins)
-            few_margins(forest, scratch, size, float_sums, out + start * forest.outputs)
-        else:
-            variant.conditions(forest, scratch, request.varying_columns, varying, groups)
-            variant.constants(forest, scratch, request.request_columns, request.request_count, request.bins, groups)
-            block_margins(forest, scratch, groups, size, float_sums, out + start * forest.outputs)
+        evaluate_block(forest, scratch, request, groups, size, float_sums, out + start * forest.outputs)
         start += size

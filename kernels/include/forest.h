@@ -17,6 +17,14 @@
  *   nodes       of up to four pieces, last first: a byte a row, the left or the right child's leaf number
  *
  * and a single row goes down the trees. Numbers, values and the order of additions are the same.
+ *
+ * Where the CPU can look bytes up in two registers, a row meets all nodes of a piece at once, a node in each byte:
+ *
+ *   row         the bins of 128 columns
+ *   lanes       of each node: its column, its range of bins, and its children
+ *   next        the child that the row takes from each node; next[next] is two steps away, then four, then eight
+ *
+ * and the root's byte is the leaf's number when the steps are as many as the deepest path has. It needs no masks.
  */
 #ifndef RECSERVE_FOREST_H
 #define RECSERVE_FOREST_H
@@ -49,6 +57,8 @@ enum {
     FOREST_BUNDLE = 4,       /* pieces whose nodes are mixed, so that they need not wait for each other */
     FOREST_BUNDLE_NODES = 128 * FOREST_BUNDLE,
     FOREST_MANY_RANGES = 24, /* of a column: above, the masks of its bins' digits pay */
+    FOREST_LANES = 64,       /* bytes of a register: nodes that a row meets at once */
+    FOREST_LANE_COLUMNS = 128,
 };
 
 /* A node of a piece as a tree: the slot of its condition in the upper 32 bits, its left and its right child in 16 each,
@@ -62,6 +72,13 @@ static inline forest_node_t forest_node(uint32_t condition, unsigned left, unsig
 static inline uint32_t forest_condition(forest_node_t node) { return (uint32_t)(node >> 32); }
 static inline unsigned forest_left(forest_node_t node) { return (uint32_t)node >> 16; }
 static inline unsigned forest_right(forest_node_t node) { return (uint16_t)node; }
+
+/* The nodes of a piece, its root in lane 0, or of two small ones, with roots in lanes 0 and 32. A child is a leaf's number,
+ * or FOREST_LEAVES and a lane. */
+typedef struct {
+    uint8_t columns[FOREST_LANES], lows[FOREST_LANES], widths[FOREST_LANES];
+    uint8_t lefts[FOREST_LANES], rights[FOREST_LANES];
+} forest_lanes_t;
 
 typedef struct {
     ptrdiff_t columns, ranges, sets, outputs;
@@ -86,7 +103,12 @@ typedef struct {
     const int64_t *bundle_bounds; /* [bundles + 1] into nodes */
     const uint32_t *joins; /* [joined, 2]: conditions of nodes, behind the others, that hold where either of two does */
     ptrdiff_t joined;
+    const forest_lanes_t *lanes; /* of `lane_pieces` consecutive pieces of an output each; NULL where there are none */
+    ptrdiff_t lane_pieces, lane_rows; /* lane_rows: blocks of so few are evaluated in lanes */
+    int jumps;                        /* after so many doublings of a step, every path has ended */
 } forest_t;
+
+typedef enum { FOREST_PROGRAMS, FOREST_NODES, FOREST_IN_LANES } forest_source_t;
 
 /* Where forest_unfold writes: nodes, bounds and joins, and how many joins there are and may be. */
 typedef struct {
@@ -102,7 +124,8 @@ typedef struct {
     uint64_t *masks;  /* [slots, groups]; for few rows uint32 [conditions and joins] */
     uint8_t *numbers; /* [FOREST_BATCH, 64 * groups] leaf numbers */
     double *sums;     /* [64 * groups]; floats where sums are float32 */
-    uint8_t *values;  /* [FOREST_LEAVES + FOREST_BUNDLE_NODES, FOREST_FEW_ROWS] leaf numbers below each leaf and node */
+    uint8_t *values;  /* [FOREST_LEAVES + FOREST_BUNDLE_NODES, FOREST_FEW_ROWS] leaf numbers below each leaf and node, */
+                      /* or, for lanes, bins [FOREST_FEW_ROWS, FOREST_LANE_COLUMNS] */
 } forest_scratch_t;
 
 typedef struct {
@@ -132,12 +155,46 @@ typedef struct {
     void (*few_constants)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
                           ptrdiff_t count, const uint8_t *bins);
     void (*few_margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t n, int single, double *out);
+    /* Margins of up to lane_rows rows from their bins, which lie 64 apart. NULL where no CPU of the variant has the
+     * instructions; forest_takes_lanes tells whether this one has. */
+    void (*lane_margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t n, int single, double *out);
     /* Groups of 64 rows that a block may have, largest first; ends in 0. */
     ptrdiff_t groups[4];
 } forest_variant_t;
 
 /* The bit of a bin in a condition's set. */
 static inline int forest_in_set(const uint8_t *set, uint8_t bin) { return set[bin >> 3] >> (bin & 7) & 1; }
+
+#ifdef __x86_64__
+/* 16 rows of 16 bytes to columns: byte c of tile[r] goes to byte r of tile[c]. Interleaving the rows' halves rotates the
+ * bits of each byte's place, 16 r + c, by one; four times exchanges r and c. */
+static inline void forest_transpose(__m128i tile[16]) {
+    for (int round = 0; round < 4; round++) {
+        __m128i mixed[16];
+        for (int i = 0; i < 8; i++) {
+            mixed[2 * i] = _mm_unpacklo_epi8(tile[i], tile[i + 8]);
+            mixed[2 * i + 1] = _mm_unpackhi_epi8(tile[i], tile[i + 8]);
+        }
+        memcpy(tile, mixed, sizeof mixed);
+    }
+}
+
+/* The bins of few rows, which lie 64 apart, to scratch->values, row by row. */
+static void forest_turn_bins(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t n) {
+    const ptrdiff_t columns = forest->columns < FOREST_LANE_COLUMNS ? forest->columns : FOREST_LANE_COLUMNS;
+    for (ptrdiff_t row = 0; row < n; row += 16)
+        for (ptrdiff_t column = 0; column < columns; column += 16) {
+            __m128i tile[16];
+            for (ptrdiff_t c = 0; c < 16; c++) {
+                const ptrdiff_t from = column + c < columns ? column + c : columns - 1;
+                tile[c] = _mm_loadu_si128((const __m128i *)(scratch->bins + from * 64 + row));
+            }
+            forest_transpose(tile);
+            for (ptrdiff_t r = 0; r < 16; r++)
+                _mm_store_si128((__m128i *)(scratch->values + (row + r) * FOREST_LANE_COLUMNS + column), tile[r]);
+        }
+}
+#endif
 
 #define FOREST_VARIANT portable
 #define FOREST_LEVEL 0
@@ -270,6 +327,111 @@ static ptrdiff_t forest_unfold_all(const forest_t *forest, forest_trees_t *trees
     return *bound;
 }
 
+/* Whether this CPU has what the variant's lane_margins needs. */
+static int forest_takes_lanes(const forest_variant_t *variant) {
+#ifdef __x86_64__
+    return variant->lane_margins != NULL && __builtin_cpu_supports("avx512vbmi");
+#else
+    (void)variant;
+    return 0;
+#endif
+}
+
+/* The column of a range. */
+static ptrdiff_t forest_column_of(const forest_t *forest, int64_t range) {
+    ptrdiff_t column = 0, end = forest->columns;
+    while (end - column > 1) {
+        const ptrdiff_t middle = (column + end) / 2;
+        if (forest->range_bounds[middle] <= range)
+            column = middle;
+        else
+            end = middle;
+    }
+    return column;
+}
+
+/* Puts a node's condition into a lane whose children are set; 0 where it is no range of the first columns. */
+static int forest_set_lane(const forest_t *forest, uint32_t condition, forest_lanes_t *lanes, int lane) {
+    const int64_t range = (int64_t)condition - FOREST_FIRST_CONDITION;
+    if (range < 0) { /* slot 0 or 1 decides for all rows */
+        uint8_t *const never = condition ? lanes->rights : lanes->lefts;
+        never[lane] = condition ? lanes->lefts[lane] : lanes->rights[lane];
+        return 1;
+    }
+    if (range >= forest->ranges) return 0;
+    const ptrdiff_t column = forest_column_of(forest, range);
+    lanes->columns[lane] = (uint8_t)column;
+    lanes->lows[lane] = forest->range_lows[range];
+    lanes->widths[lane] = forest->range_widths[range];
+    return column < FOREST_LANE_COLUMNS;
+}
+
+/* Spreads the piece at `place` of a bundle over `room` lanes from `root` on, level by level. Gives the nodes of its
+ * longest path, or 0 where it does not fit. */
+static int forest_spread_piece(const forest_t *forest, const forest_node_t *nodes, ptrdiff_t place,
+                               forest_lanes_t *lanes, int root, int room) {
+    ptrdiff_t places[FOREST_LANES];
+    int depths[FOREST_LANES], count = 1;
+    places[0] = place;
+    depths[0] = 1;
+    for (int i = 0; i < count; i++) {
+        const forest_node_t node = nodes[places[i]];
+        for (int side = 0; side < 2; side++) {
+            const unsigned child = (side ? forest_left(node) : forest_right(node)) / FOREST_FEW_ROWS;
+            uint8_t *const out = (side ? lanes->lefts : lanes->rights) + root + i;
+            if (child < FOREST_LEAVES) {
+                *out = (uint8_t)child;
+            } else {
+                if (count == room) return 0;
+                *out = (uint8_t)(FOREST_LEAVES + root + count);
+                places[count] = (ptrdiff_t)child - FOREST_LEAVES;
+                depths[count++] = depths[i] + 1;
+            }
+        }
+        if (!forest_set_lane(forest, forest_condition(node), lanes, root + i)) return 0;
+    }
+    return depths[count - 1];
+}
+
+/* Spreads all pieces, `pieces` of an output to a register; returns how many registers that takes, or 0 where a piece
+ * does not fit. `jumps` becomes what the longest path needs. */
+static ptrdiff_t forest_spread(const forest_t *forest, int pieces, forest_lanes_t *lanes, int *jumps) {
+    const int64_t *bundle = forest->bundle_bounds;
+    const int room = FOREST_LANES / pieces;
+    forest_lanes_t *next = lanes;
+    *jumps = 0;
+    for (ptrdiff_t k = 0; k < forest->outputs; k++) {
+        const int64_t count = forest->output_bounds[k + 1] - forest->output_bounds[k];
+        for (int64_t t = 0; t < count; t++) {
+            const ptrdiff_t place = t % FOREST_BUNDLE;
+            const int first = (int)(t % pieces);
+            if (first == 0) memset(next, 0, sizeof *next);
+            const int depth = forest_spread_piece(forest, forest->nodes + *bundle, place, next, first * room, room);
+            if (depth == 0) return 0;
+            while (1 << *jumps < depth) ++*jumps;
+            bundle += place == FOREST_BUNDLE - 1 || t == count - 1;
+            next += first == pieces - 1 || t == count - 1;
+        }
+    }
+    return next - lanes;
+}
+
+/* Spreads a forest of that many nodes, two pieces to a register if they fit, and says how in its fields but `lanes`,
+ * which has room for a register for each piece. Returns how many were filled: 0 where a piece does not fit. */
+static ptrdiff_t forest_spread_all(forest_t *forest, ptrdiff_t nodes, forest_lanes_t *lanes) {
+    forest->lane_pieces = 2;
+    ptrdiff_t count = forest_spread(forest, 2, lanes, &forest->jumps);
+    if (count == 0) {
+        forest->lane_pieces = 1;
+        count = forest_spread(forest, 1, lanes, &forest->jumps);
+    }
+    if (count == 0) return 0;
+    /* A row takes a register's time, which is 2 + jumps; a block of few rows takes its nodes', which is 3 each. */
+    const ptrdiff_t rows = 3 * nodes / (count * (2 + forest->jumps));
+    forest->lane_rows = rows < FOREST_FEW_ROWS ? rows : FOREST_FEW_ROWS;
+    return count;
+}
+
 /* How many rows a block of few may have; more, and all rows of a forest without nodes, are evaluated in groups. */
 static ptrdiff_t forest_few_rows(const forest_variant_t *variant, const forest_t *forest) {
     if (forest->nodes == NULL) return 0;
@@ -317,21 +479,6 @@ static void forest_walk(const forest_t *forest, const forest_scratch_t *scratch,
         out[k] = sum / forest->divisors[k];
     }
 }
-
-#ifdef __x86_64__
-/* 16 rows of 16 bytes to columns: byte c of tile[r] goes to byte r of tile[c]. Interleaving the rows' halves rotates the
- * bits of each byte's place, 16 r + c, by one; four times exchanges r and c. */
-static inline void forest_transpose(__m128i tile[16]) {
-    for (int round = 0; round < 4; round++) {
-        __m128i mixed[16];
-        for (int i = 0; i < 8; i++) {
-            mixed[2 * i] = _mm_unpacklo_epi8(tile[i], tile[i + 8]);
-            mixed[2 * i + 1] = _mm_unpackhi_epi8(tile[i], tile[i + 8]);
-        }
-        memcpy(tile, mixed, sizeof mixed);
-    }
-}
-#endif
 
 /* bins[columns[i], row] = lines[row][i] for 16 rows. */
 static void forest_gather_lines(const uint8_t *const lines[16], const int32_t *columns, ptrdiff_t count, uint8_t *bins,

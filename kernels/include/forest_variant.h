@@ -631,6 +631,43 @@ FOREST_INLINE void FOREST_NAME(number_few)(const forest_t *forest, const forest_
 }
 #endif
 
+#if FOREST_LEVEL == 2
+#define FOREST_LANES_TARGET \
+    __attribute__((target("avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,avx2,popcnt,bmi,bmi2")))
+
+/* Leaf numbers [pieces, 64] of n rows in the pieces of one register. */
+FOREST_LANES_TARGET static inline __attribute__((always_inline)) void FOREST_NAME(number_lanes)(
+    const forest_lanes_t *lanes, const uint8_t *rows, ptrdiff_t n, const int pieces, int jumps, uint8_t *numbers) {
+    uint8_t itself[FOREST_LEAVES];
+    for (int leaf = 0; leaf < FOREST_LEAVES; leaf++) itself[leaf] = (uint8_t)leaf;
+    const __m512i leaves = _mm512_loadu_si512(itself), columns = _mm512_load_si512(lanes->columns);
+    const __m512i lows = _mm512_load_si512(lanes->lows), widths = _mm512_load_si512(lanes->widths);
+    const __m512i lefts = _mm512_load_si512(lanes->lefts), rights = _mm512_load_si512(lanes->rights);
+    for (ptrdiff_t row = 0; row < n; row++, rows += FOREST_LANE_COLUMNS) {
+        const __m512i bins = _mm512_permutex2var_epi8(_mm512_load_si512(rows), columns,
+                                                      _mm512_load_si512(rows + FOREST_LANE_COLUMNS / 2));
+        const __mmask64 goes_left = _mm512_cmple_epu8_mask(_mm512_sub_epi8(bins, lows), widths);
+        __m512i next = _mm512_mask_blend_epi8(goes_left, rights, lefts);
+        for (int jump = 0; jump < jumps; jump++) next = _mm512_permutex2var_epi8(leaves, next, next);
+        numbers[row] = (uint8_t)_mm_cvtsi128_si32(_mm512_castsi512_si128(next));
+        if (pieces == 2) numbers[64 + row] = (uint8_t)_mm_cvtsi128_si32(_mm512_extracti32x4_epi32(next, 2));
+    }
+}
+
+/* The same numbers as number_batch, from the bins of rows in scratch->values. Not inlined, as its target is another. */
+FOREST_LANES_TARGET static __attribute__((noinline)) void FOREST_NAME(number_in_lanes)(
+    const forest_t *forest, const forest_scratch_t *scratch, const forest_lanes_t *lanes, ptrdiff_t count,
+    ptrdiff_t n) {
+    if (forest->lane_pieces == 2)
+        for (ptrdiff_t t = 0; t < count; t += 2)
+            FOREST_NAME(number_lanes)(lanes++, scratch->values, n, 2, forest->jumps, scratch->numbers + t * 64);
+    else
+        for (ptrdiff_t t = 0; t < count; t++)
+            FOREST_NAME(number_lanes)(lanes++, scratch->values, n, 1, forest->jumps, scratch->numbers + t * 64);
+}
+#undef FOREST_LANES_TARGET
+#endif
+
 FOREST_INLINE void FOREST_NAME(start_sums)(double *sums, double initial, int single, const ptrdiff_t groups) {
     for (int row = 0; row < 64 * groups; row++)
         if (single)
@@ -639,12 +676,14 @@ FOREST_INLINE void FOREST_NAME(start_sums)(double *sums, double initial, int sin
             sums[row] = initial;
 }
 
-/* `few`: the masks are those of few_conditions, and there is one group. */
+/* Where leaf numbers come from: the programs, or, with one group, the nodes or the lanes. */
 FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const forest_scratch_t *scratch,
-                                              const ptrdiff_t groups, const int few, ptrdiff_t n, const int all_single,
-                                              double *out) {
-    int64_t bundle = 0;
-    for (int leaf = 0; few && leaf < FOREST_LEAVES; leaf++)
+                                              const ptrdiff_t groups, const forest_source_t source, ptrdiff_t n,
+                                              const int all_single, double *out) {
+    const int few = source != FOREST_PROGRAMS;
+    const ptrdiff_t together = source == FOREST_IN_LANES ? forest->lane_pieces : FOREST_BUNDLE;
+    int64_t place = 0; /* of the batch's first bundle or lanes */
+    for (int leaf = 0; source == FOREST_NODES && leaf < FOREST_LEAVES; leaf++)
         memset(scratch->values + leaf * FOREST_FEW_ROWS, leaf, FOREST_FEW_ROWS);
     for (ptrdiff_t k = 0; k < forest->outputs; k++) {
         const int single = all_single || forest->singles[k];
@@ -654,10 +693,14 @@ FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const fore
         for (ptrdiff_t first = forest->output_bounds[k]; first < end; first += FOREST_BATCH) {
             const ptrdiff_t count = end - first < FOREST_BATCH ? end - first : FOREST_BATCH;
 #if FOREST_LEVEL >= 1
-            if (few) FOREST_NAME(number_few)(forest, scratch, bundle, count);
+            if (source == FOREST_NODES) FOREST_NAME(number_few)(forest, scratch, place, count);
 #endif
-            if (!few) FOREST_NAME(number_batch)(forest, scratch, first, count, groups);
-            bundle += (count + FOREST_BUNDLE - 1) / FOREST_BUNDLE;
+#if FOREST_LEVEL == 2
+            if (source == FOREST_IN_LANES)
+                FOREST_NAME(number_in_lanes)(forest, scratch, forest->lanes + place, count, n);
+#endif
+            if (source == FOREST_PROGRAMS) FOREST_NAME(number_batch)(forest, scratch, first, count, groups);
+            place += (count + together - 1) / together;
             if (single)
                 FOREST_NAME(add_batch32)(forest, scratch, first, count, groups, n);
             else
@@ -679,12 +722,12 @@ FOREST_INLINE void FOREST_NAME(any_margins)(const forest_t *forest, const forest
                                             ptrdiff_t n, const int all_single, double *out) {
     switch (groups) {
 #if FOREST_LEVEL == 2
-        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, 0, n, all_single, out); break;
+        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, FOREST_PROGRAMS, n, all_single, out); break;
 #endif
 #if FOREST_LEVEL >= 1
-        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, 0, n, all_single, out); break;
+        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, FOREST_PROGRAMS, n, all_single, out); break;
 #endif
-        default: FOREST_NAME(block_margins)(forest, scratch, 1, 0, n, all_single, out);
+        default: FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_PROGRAMS, n, all_single, out);
     }
 }
 
@@ -702,9 +745,20 @@ FOREST_TARGET static void FOREST_NAME(margins32)(const forest_t *forest, const f
 FOREST_TARGET static void FOREST_NAME(few_margins)(const forest_t *forest, const forest_scratch_t *scratch,
                                                    ptrdiff_t n, int single, double *out) {
     if (single)
-        FOREST_NAME(block_margins)(forest, scratch, 1, 1, n, 1, out);
+        FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_NODES, n, 1, out);
     else
-        FOREST_NAME(block_margins)(forest, scratch, 1, 1, n, 0, out);
+        FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_NODES, n, 0, out);
+}
+#endif
+
+#if FOREST_LEVEL == 2
+FOREST_TARGET static void FOREST_NAME(lane_margins)(const forest_t *forest, const forest_scratch_t *scratch,
+                                                    ptrdiff_t n, int single, double *out) {
+    forest_turn_bins(forest, scratch, n);
+    if (single)
+        FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_IN_LANES, n, 1, out);
+    else
+        FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_IN_LANES, n, 0, out);
 }
 #endif
 
@@ -720,6 +774,9 @@ static const forest_variant_t FOREST_OBJECT(FOREST_VARIANT) = {
     .few_constants = FOREST_NAME(few_constants),
 #if FOREST_LEVEL >= 1
     .few_margins = FOREST_NAME(few_margins),
+#endif
+#if FOREST_LEVEL == 2
+    .lane_margins = FOREST_NAME(lane_margins),
 #endif
     .groups = FOREST_GROUPS,
 };

@@ -30,24 +30,58 @@ FEATURES = 6
 Arrays = dict[str, NDArray[Any]]
 
 
-def random_forest(
-    seed: int, trees: int = 12, leaves: int = 100, outputs: int = 2, thresholds: int = 300, categories: int = 400
-) -> Arrays:
-    """A forest of random trees: numeric nodes with all rules for NaN and zero, and category nodes.
+Shape = Callable[[np.random.Generator, int], tuple[list[int], list[int]]]
 
-    Decisions over more than 254 categories take several conditions.
+
+def random_shape(rng: np.random.Generator, nodes: int) -> tuple[list[int], list[int]]:
+    """Children of a random binary tree, grown leaf by leaf as LightGBM does."""
+    children = [[~0, ~0] for _ in range(nodes)]
+    places: list[tuple[int, int]] = []
+    for node in range(nodes):
+        if node:
+            parent, side = places.pop(rng.integers(len(places)))
+            children[parent][side] = node
+        places += [(node, 0), (node, 1)]
+    for leaf, (parent, side) in enumerate(places):
+        children[parent][side] = ~leaf
+    return [pair[0] for pair in children], [pair[1] for pair in children]
+
+
+def chain(rng: np.random.Generator, nodes: int) -> tuple[list[int], list[int]]:
+    """Children of a tree in which every node but the last has a leaf on one side, always the same."""
+    leaves = [~leaf for leaf in range(nodes)]
+    others = [*range(1, nodes), ~nodes] if nodes else []
+    return (leaves, others) if rng.random() < 0.5 else (others, leaves)
+
+
+def random_forest(
+    seed: int,
+    trees: int = 12,
+    leaves: int = 100,
+    outputs: int = 2,
+    thresholds: int = 300,
+    categories: int = 400,
+    least: int = 1,
+    shape: Shape = random_shape,
+) -> Arrays:
+    """A forest of random trees of `least` to `leaves` leaves: numeric nodes with all rules for NaN and zero, and
+    category nodes.
+
+    Decisions over more than 254 categories take several conditions; with no categories all nodes are numeric.
     """
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, leaves + 1, trees) - 1
+    sizes = rng.integers(least, leaves + 1, trees) - 1
     count = int(sizes.sum())
     grid = np.sort(rng.normal(size=thresholds)) if thresholds else np.zeros(1)
-    sets = [np.unique(rng.integers(0, categories, rng.integers(1, categories // 2))) for _ in range(5)]
+    sets = [
+        np.unique(rng.integers(0, categories, rng.integers(1, categories // 2))) for _ in range(5 if categories else 0)
+    ]
     nodes = Nodes(
         features=rng.integers(0, FEATURES, count),
         thresholds=rng.choice(grid, count),
         nan_left=rng.random(count) < 0.5,
         zero=rng.integers(0, 3, count),
-        sets=np.where(rng.random(count) < 0.2, rng.integers(0, len(sets), count), NUMERIC),
+        sets=np.where(rng.random(count) < (0.2 if sets else 0), rng.integers(0, len(sets) or 1, count), NUMERIC),
         categories=sets,
         single=rng.random(count) < 0.5,
     )
@@ -56,7 +90,7 @@ def random_forest(
     bounds = [0]
     for output in np.array_split(np.arange(trees), outputs):
         for tree in output:
-            left, right = random_shape(rng, int(sizes[tree]))
+            left, right = shape(rng, int(sizes[tree]))
             refs = conditions.nodes[starts[tree] : starts[tree + 1]]
             values = rng.normal(size=sizes[tree] + 1)
             pieces.extend(compile_tree(Tree(left, right, refs, values), FIRST_CONDITION + conditions.count))
@@ -76,20 +110,6 @@ def random_forest(
         "divisors": rng.choice([1.0, 3.0, float(trees)], outputs),
         "singles": rng.integers(0, 2, outputs, np.uint8),
     }
-
-
-def random_shape(rng: np.random.Generator, nodes: int) -> tuple[list[int], list[int]]:
-    """Children of a random binary tree, grown leaf by leaf as LightGBM does."""
-    children = [[~0, ~0] for _ in range(nodes)]
-    places: list[tuple[int, int]] = []
-    for node in range(nodes):
-        if node:
-            parent, side = places.pop(rng.integers(len(places)))
-            children[parent][side] = node
-        places += [(node, 0), (node, 1)]
-    for leaf, (parent, side) in enumerate(places):
-        children[parent][side] = ~leaf
-    return [pair[0] for pair in children], [pair[1] for pair in children]
 
 
 def random_rows(seed: int, n: int, dtype: type[np.floating] = np.float32) -> NDArray[Any]:
@@ -115,7 +135,7 @@ def forest() -> Forest:
     leaves=st.integers(1, 150),
     thresholds=st.integers(0, 700),
     outputs=st.integers(1, 3),
-    categories=st.sampled_from([60, 400]),
+    categories=st.sampled_from([0, 60, 400]),
     dtype=st.sampled_from([np.float32, np.float64]),
 )
 def test_the_reference_agrees(
@@ -126,9 +146,9 @@ def test_the_reference_agrees(
     assert same_bits(Forest(arrays).predict(rows), Reference(arrays).predict(rows))
 
 
-@pytest.mark.parametrize("categories", [60, 400])
-@pytest.mark.parametrize("leaves", [1, 64, 150])
-@pytest.mark.parametrize("n", [1, 2, 31, 32, 33])
+@pytest.mark.parametrize("categories", [0, 60, 400])
+@pytest.mark.parametrize("leaves", [1, 30, 64, 150])
+@pytest.mark.parametrize("n", [1, 2, 5, 31, 32, 33])
 def test_few_rows_are_rows_like_all_others(n: int, leaves: int, categories: int) -> None:
     arrays = random_forest(n, 23, leaves, 3, categories=categories)
     forest, rows = Forest(arrays), random_rows(n, 300)
@@ -138,17 +158,38 @@ def test_few_rows_are_rows_like_all_others(n: int, leaves: int, categories: int)
     assert same_bits(forest.predict(few, float_sums=True), forest.predict(rows, float_sums=True)[-n:])
 
 
-def programs(ops: list[tuple[int, int, int]], planes: list[int]) -> Arrays:
-    """A forest of one piece over six features; slots 2 to 7 are "feature i is at most 0", operations start at 8."""
+@pytest.mark.parametrize("least", [2, 17, 33, 49])
+def test_paths_of_every_length_end_at_their_leaves(least: int) -> None:
+    for leaves in range(least, least + 16):
+        arrays = random_forest(leaves, 3, leaves, 1, categories=0, least=leaves, shape=chain)
+        forest, rows = Forest(arrays), random_rows(leaves, 20)
+        rows[:2] = [[-np.inf], [np.inf]]  # all the way to the left, and to the right
+        expected = Reference(arrays).predict(rows)
+        for size in (1, 2, 20):
+            parts = [forest.predict(rows[start : start + size]) for start in range(0, len(rows), size)]
+            assert same_bits(np.concatenate(parts), expected)
+
+
+@pytest.mark.parametrize("column", [0, 15, 16, 126, 127, 128, 199])
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_few_rows_may_have_many_columns(column: int, n: int) -> None:
+    features = 200
+    arrays = programs([(2 + column, 3, 4), (5, 202, 2)], [203, 2 + column, 0, 0, 0, 1], features)
+    rows = np.random.default_rng(column).normal(size=(n, features))
+    assert same_bits(Forest(arrays).predict(rows), Reference(arrays).predict(rows))
+
+
+def programs(ops: list[tuple[int, int, int]], planes: list[int], features: int = FEATURES) -> Arrays:
+    """A forest of one piece; slots from 2 are "feature i is at most 0", then come the operations: from 8 for six."""
     return {
-        "features": np.array([FEATURES]),
-        "column_features": np.arange(FEATURES, dtype=np.int32),
-        "threshold_bounds": np.arange(FEATURES + 1),
-        "thresholds": np.zeros(FEATURES),
-        "range_bounds": np.arange(FEATURES + 1),
-        "range_lows": np.zeros(FEATURES, np.uint8),
-        "range_widths": np.zeros(FEATURES, np.uint8),
-        "set_bounds": np.zeros(FEATURES + 1, np.int64),
+        "features": np.array([features]),
+        "column_features": np.arange(features, dtype=np.int32),
+        "threshold_bounds": np.arange(features + 1),
+        "thresholds": np.zeros(features),
+        "range_bounds": np.arange(features + 1),
+        "range_lows": np.zeros(features, np.uint8),
+        "range_widths": np.zeros(features, np.uint8),
+        "set_bounds": np.zeros(features + 1, np.int64),
         "set_bits": np.empty((0, 32), np.uint8),
         "op_bounds": np.array([0, len(ops)]),
         "ops": np.array(ops, np.uint32).reshape(-1, 3),
