@@ -67,7 +67,8 @@ def random_forest(
     """A forest of random trees of `least` to `leaves` leaves: numeric nodes with all rules for NaN and zero, and
     category nodes.
 
-    Decisions over more than 254 categories take several conditions; with no categories all nodes are numeric.
+    Decisions over more than 254 categories take several conditions. With no categories, zero has no rule either: then
+    each condition is one range of bins.
     """
     rng = np.random.default_rng(seed)
     sizes = rng.integers(least, leaves + 1, trees) - 1
@@ -80,7 +81,7 @@ def random_forest(
         features=rng.integers(0, FEATURES, count),
         thresholds=rng.choice(grid, count),
         nan_left=rng.random(count) < 0.5,
-        zero=rng.integers(0, 3, count),
+        zero=rng.integers(0, 3 if sets else 1, count),
         sets=np.where(rng.random(count) < (0.2 if sets else 0), rng.integers(0, len(sets) or 1, count), NUMERIC),
         categories=sets,
         single=rng.random(count) < 0.5,
@@ -123,9 +124,10 @@ def same_bits(found: NDArray[np.float64], expected: NDArray[np.float64]) -> bool
     return found.shape == expected.shape and bool((found.view(np.int64) == expected.view(np.int64)).all())
 
 
-@pytest.fixture(scope="module")
-def forest() -> Forest:
-    return Forest(random_forest(1))
+@pytest.fixture(scope="module", params=[(100, 400), (60, 0)], ids=["mixed", "numeric"])
+def forest(request: pytest.FixtureRequest) -> Forest:
+    leaves, categories = request.param
+    return Forest(random_forest(1, leaves=leaves, categories=categories))
 
 
 @settings(max_examples=30, deadline=None)
@@ -290,7 +292,7 @@ def test_threads_change_nothing(forest: Forest) -> None:
             assert all(map(same_bits, pool.map(forest.predict, blocks), expected))
 
 
-@pytest.mark.parametrize("sizes", [[500], [1], [0], [64, 65, 3], [20, 0, 700, 1], []])
+@pytest.mark.parametrize("sizes", [[500], [1], [0], [64, 65, 3], [20, 0, 700, 1, 9], []])
 def test_requests_are_rows_put_together(forest: Forest, sizes: list[int]) -> None:
     items, crosses, requests = [4, 0], [1], [5, 2, 3]
     n, rng = sum(sizes), np.random.default_rng(4)
@@ -549,7 +551,7 @@ FUZZ = pytest.mark.parametrize(
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
 def test_fuzzed_arrays_are_refused_or_a_forest(cases: int, seconds: float) -> None:
     rng = np.random.default_rng(cases)
-    bases = [random_forest(seed, trees=3, leaves=70, categories=(60, 400)[seed % 2]) for seed in range(4)]
+    bases = [random_forest(seed, trees=3, leaves=70, categories=(0, 60, 400)[seed % 3]) for seed in range(4)]
 
     def attempt(case: int) -> bool:
         base = bases[case % len(bases)]
