@@ -63,7 +63,8 @@ typedef struct {
 
 /* Fetches a block of codes, where it is one of those that lie ahead. Always inlined: GCC takes a function that does
  * nothing but fetch for one without effect, and leaves out its calls. */
-static inline __attribute__((always_inline)) void ivf_fetch(const uint8_t *codes, ptrdiff_t block, ptrdiff_t ahead, ptrdiff_t pairs) {
+static inline __attribute__((always_inline)) void ivf_fetch(const uint8_t *codes, ptrdiff_t block, ptrdiff_t ahead,
+                                                            ptrdiff_t pairs) {
     if (block >= ahead) return;
     for (ptrdiff_t line = 0; line < pairs * IVF_BLOCK; line += IVF_LINE)
         __builtin_prefetch(codes + block * pairs * IVF_BLOCK + line);
