@@ -41,8 +41,9 @@ static inline void dot64_widen(const float *vector, ptrdiff_t dim, double *query
     for (ptrdiff_t i = dim; i < dot64_padded(dim); i++) query[i] = 0.0;
 }
 
-/* Rows lie anywhere in a table larger than the caches. */
-static inline void dot64_fetch(const float *row, ptrdiff_t dim) {
+/* Rows lie anywhere in a table larger than the caches. Always inlined: GCC takes a function that does nothing but fetch
+ * for one without effect, and may leave out its calls. */
+static inline __attribute__((always_inline)) void dot64_fetch(const float *row, ptrdiff_t dim) {
     for (ptrdiff_t i = 0; i < dim; i += DOT64_LINE) __builtin_prefetch(row + i);
 }
 
