@@ -61,8 +61,8 @@ typedef struct {
     ivf_scan_function scan;
 } ivf_variant;
 
-/* Fetches a block of codes, where it is one of those that lie ahead. Always inlined, as
- * dot_prefetch is: GCC did leave out its calls. */
+/* Fetches a block of codes, where it is one of those that lie ahead. Always inlined, as dot_prefetch is: GCC did leave
+ * out its calls. */
 static inline __attribute__((always_inline)) void ivf_fetch(const uint8_t *codes, ptrdiff_t block, ptrdiff_t ahead,
                                                             ptrdiff_t pairs) {
     if (block >= ahead) return;
