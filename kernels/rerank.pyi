@@ -61,6 +61,7 @@ def select(
     cap_sliding: NDArray[np.uint8],
     vectors: NDArray[np.float32] | None = None,
     relevance_weight: float = 1.0,
+    lowest_similarity: float = ...,
 ) -> tuple[NDArray[np.int64], bool]:
     """Choose a list of min(k, n) candidates, place by place.
 
@@ -89,6 +90,8 @@ def select(
         cap_sliding: uint8 [C].
         vectors: float32 [N, d] over item rows, finite; may be read-only and memory-mapped. None: by score alone.
         relevance_weight: MMR's lambda, 0 (diversity only) to 1 (relevance only).
+        lowest_similarity: no inner product of two of the candidates' vectors is below it. The answer does not depend on
+            it, but candidates that cannot be chosen then go unread; -inf, the default: nothing is known.
 
     Returns:
         (positions int64 [min(k, n)] among the candidates, in the order of the list; whether a place ignored the caps).

@@ -7,7 +7,9 @@
 
 A candidate's similarity to the list only rises while the list grows, so its value with the similarity to the list's
 beginning is an upper bound of its value (the lazy evaluation of Minoux, 1978). Only a candidate whose bound is above
-the best value so far is compared with the members that it has not seen; most candidates see the first alone.
+the best value so far is compared with the members that it has not seen; most candidates see the first alone. Where it
+is known how low similarities can be, the candidates whose scores are too low for any similarity see none: their vectors
+are not read.
 """
 
 import numpy as np
@@ -113,7 +115,10 @@ def freshness(scores, launch_us, now_us, boost, half_life_days):
     return fresh
 
 
-def select(scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors=None, relevance_weight=1.0):
+def select(
+    scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors=None, relevance_weight=1.0,
+    lowest_similarity=-np.inf,
+):
     """Choose the final list; see rerank.pyi."""
     check_array("scores", scores, np.float64, (None,))
     check_array("rows", rows, np.int64, scores.shape)
@@ -123,6 +128,8 @@ def select(scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors
         raise ValueError(f"k: expected at least 0, found {k}")
     if not 0 <= relevance_weight <= 1:
         raise ValueError(f"relevance_weight: expected 0 to 1, found {relevance_weight}")
+    if np.isnan(lowest_similarity):
+        raise ValueError("lowest_similarity: expected a number, found nan")
     if vectors is not None:
         check_array("vectors", vectors, np.float32, (None, None))
         check_rows("rows", rows, len(vectors))
@@ -132,8 +139,8 @@ def select(scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors
         vectors = None  # similarity would be weighed by zero
     if vectors is None and len(cap_max) == 0:
         return order[:k].astype(np.int64), False
-    listing = Listing(scores, rows, order, k, (cap_codes, cap_max, cap_window, cap_sliding), vectors, relevance_weight)
-    return listing.fill()
+    caps = cap_codes, cap_max, cap_window, cap_sliding
+    return Listing(scores, rows, order, k, caps, vectors, relevance_weight, lowest_similarity).fill()
 
 
 def best_first(scores, rows):
@@ -174,6 +181,10 @@ def check_caps(n, cap_codes, cap_max, cap_window, cap_sliding):
             raise ValueError(f"cap_window: expected at least 0, found {window[cap]}")
 
 
+cdef enum:
+    TOGETHER = 16  # candidates that are compared with the list's first member at a time: their vectors are fetched ahead
+
+
 cdef class Listing:
     """A list while it is filled, and the candidates that are left."""
 
@@ -192,20 +203,21 @@ cdef class Listing:
     cdef const float[:, ::1] vectors
     cdef double[::1] similarity          # per candidate, the highest to the members it has seen; 0 while there are none
     cdef int32_t[::1] seen               # per candidate, how many members of the list, from the first on
-    cdef double lowest                   # no similarity is below it
+    cdef double lowest                   # no similarity is below it; 0 while there are none
+    cdef double lowest_known             # from the start, or -infinity
     cdef int64_t[::1] chosen_rows        # rows of `chosen`
     cdef int64_t[::1] remaining_rows     # scratch: rows of `remaining`
     cdef float[::1] padded               # scratch: a vector, zero-padded as dot.h demands
     cdef float[::1] products             # scratch: its inner products
 
-    def __cinit__(self, scores, rows, order, k, caps, vectors, double weight):
+    def __cinit__(self, scores, rows, order, k, caps, vectors, double weight, double lowest_known):
         self.scores, self.rows, self.weight = scores, rows, weight
         self.remaining, self.left = order.astype(np.int64), len(order)
         self.chosen = np.empty(k, np.int64)
         self.codes, self.cap_max, self.cap_window, self.cap_sliding = caps
         self.taken = np.zeros(caps[0].shape, np.int32)
         self.similarity = np.zeros(len(scores), np.float64)
-        self.lowest = 0.0
+        self.lowest, self.lowest_known = 0.0, lowest_known
         self.diverse = vectors is not None
         if self.diverse:
             self.vectors = vectors
@@ -228,7 +240,7 @@ cdef class Listing:
                 if self.left > 0:
                     self.count(place)
                     if place == 0 and self.diverse:
-                        self.compare_all()
+                        self.bound()
         return np.asarray(self.chosen), bool(relaxed)
 
     cdef Py_ssize_t best(self, Py_ssize_t place, bint capped) noexcept nogil:
@@ -243,6 +255,8 @@ cdef class Listing:
             candidate = self.remaining[i]
             if found >= 0 and self.value_at(candidate, self.lowest) <= highest:
                 break  # the rest score less, and no similarity is lower
+            if self.diverse and place > 0 and self.seen[candidate] == 0:
+                self.compare(i, min(i + TOGETHER, self.left))
             if found >= 0 and self.value(candidate) <= highest:
                 continue
             if capped and not self.admits(candidate, place):
@@ -297,21 +311,30 @@ cdef class Listing:
             if self.codes[self.remaining[i], cap] == code:
                 self.taken[self.remaining[i], cap] += by
 
-    cdef void compare_all(self) noexcept nogil:
-        """Compare every remaining candidate with the list's first member, so that bounds have something to start from."""
-        cdef Py_ssize_t i, dim = self.vectors.shape[1]
-        cdef int64_t candidate
+    cdef void bound(self) noexcept nogil:
+        """Find out how low similarities to a list that has begun can be, from the candidates where nothing is known."""
+        cdef Py_ssize_t i
+        self.lowest = self.lowest_known
+        if self.lowest > -INFINITY:
+            return
+        self.compare(0, self.left)
         self.lowest = INFINITY
         for i in range(self.left):
+            self.lowest = min(self.lowest, self.similarity[self.remaining[i]])
+
+    cdef void compare(self, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+        """Compare remaining candidates with the list's first member, so that their bounds have something to start from."""
+        cdef Py_ssize_t i, dim = self.vectors.shape[1]
+        cdef int64_t candidate
+        for i in range(first, end):
             self.remaining_rows[i] = self.rows[self.remaining[i]]
         memcpy(&self.padded[0], &self.vectors[0, 0] + self.chosen_rows[0] * dim, dim * sizeof(float))
         dot_scattered(
-            dot, &self.vectors[0, 0], dim, &self.remaining_rows[0], self.left, &self.padded[0], &self.products[0]
+            dot, &self.vectors[0, 0], dim, &self.remaining_rows[first], end - first, &self.padded[0], &self.products[0]
         )
-        for i in range(self.left):
+        for i in range(first, end):
             candidate = self.remaining[i]
-            self.similarity[candidate], self.seen[candidate] = self.products[i], 1
-            self.lowest = min(self.lowest, self.similarity[candidate])
+            self.similarity[candidate], self.seen[candidate] = self.products[i - first], 1
 
     cdef void catch_up(self, int64_t candidate, Py_ssize_t members) noexcept nogil:
         """Compare a candidate with those of the list's first `members` that it has not seen; the first it has."""

@@ -41,31 +41,72 @@ static inline void dot64_widen(const float *vector, ptrdiff_t dim, double *query
     for (ptrdiff_t i = dim; i < dot64_padded(dim); i++) query[i] = 0.0;
 }
 
-/* Rows lie anywhere in a table larger than the caches. */
-static inline void dot64_fetch(const float *row, ptrdiff_t dim) {
+/* Rows lie anywhere in a table larger than the caches. Always inlined: GCC takes a function that does nothing but fetch
+ * for one without effect, and may leave out its calls. */
+static inline __attribute__((always_inline)) void dot64_fetch(const float *row, ptrdiff_t dim) {
     for (ptrdiff_t i = 0; i < dim; i += DOT64_LINE) __builtin_prefetch(row + i);
+}
+
+/* Turns a square: element j of register i becomes element i of register j. */
+typedef double dot64_pair __attribute__((vector_size(16)));
+
+static inline void dot64_portable_transpose(dot64_pair square[2]) {
+    const dot64_pair first = {square[0][0], square[1][0]}, second = {square[0][1], square[1][1]};
+    square[0] = first;
+    square[1] = second;
 }
 
 #define DOT64_VARIANT dot64_portable
 #define DOT64_WIDTH 2
-#define DOT64_TILE 2
+#define DOT64_TILE 3
 #define DOT64_TARGET
 #define DOT64_WIDEN(floats) ((dot64_portable_register){(floats)[0], (floats)[1]})
 #define DOT64_ADD(sum, a, b) ((sum) + (a) * (b))
 #include "dot64_variant.h"
 
 #ifdef __x86_64__
+__attribute__((target("avx2"))) static inline void dot64_avx2_transpose(__m256d square[4]) {
+    __m256d pairs[2][2]; /* [odd]: the even or the odd columns of rows 0 and 1, and of rows 2 and 3 */
+    for (int i = 0; i < 2; i++) {
+        pairs[0][i] = _mm256_unpacklo_pd(square[2 * i], square[2 * i + 1]);
+        pairs[1][i] = _mm256_unpackhi_pd(square[2 * i], square[2 * i + 1]);
+    }
+    for (int odd = 0; odd < 2; odd++) {
+        square[odd] = _mm256_permute2f128_pd(pairs[odd][0], pairs[odd][1], 0x20);
+        square[odd + 2] = _mm256_permute2f128_pd(pairs[odd][0], pairs[odd][1], 0x31);
+    }
+}
+
 #define DOT64_VARIANT dot64_avx2
 #define DOT64_WIDTH 4
-#define DOT64_TILE 6
+#define DOT64_TILE 2
 #define DOT64_TARGET __attribute__((target("avx2,fma")))
 #define DOT64_WIDEN(floats) _mm256_cvtps_pd(_mm_loadu_ps(floats))
 #define DOT64_ADD(sum, a, b) _mm256_fmadd_pd(a, b, sum)
 #include "dot64_variant.h"
 
+__attribute__((target("avx512f"))) static inline void dot64_avx512_transpose(__m512d square[8]) {
+    __m512d pairs[2][4]; /* [odd]: the even or the odd columns of rows 0 and 1, of 2 and 3, of 4 and 5, of 6 and 7 */
+    for (int i = 0; i < 4; i++) {
+        pairs[0][i] = _mm512_unpacklo_pd(square[2 * i], square[2 * i + 1]);
+        pairs[1][i] = _mm512_unpackhi_pd(square[2 * i], square[2 * i + 1]);
+    }
+    for (int odd = 0; odd < 2; odd++) {
+        __m512d columns[2][2]; /* 0 and 4, then 2 and 6, plus `odd`, of rows 0 to 3 and of rows 4 to 7 */
+        for (int i = 0; i < 2; i++) {
+            columns[0][i] = _mm512_shuffle_f64x2(pairs[odd][2 * i], pairs[odd][2 * i + 1], 0x88);
+            columns[1][i] = _mm512_shuffle_f64x2(pairs[odd][2 * i], pairs[odd][2 * i + 1], 0xdd);
+        }
+        for (int i = 0; i < 2; i++) {
+            square[odd + 2 * i] = _mm512_shuffle_f64x2(columns[i][0], columns[i][1], 0x88);
+            square[odd + 2 * i + 4] = _mm512_shuffle_f64x2(columns[i][0], columns[i][1], 0xdd);
+        }
+    }
+}
+
 #define DOT64_VARIANT dot64_avx512
 #define DOT64_WIDTH 8
-#define DOT64_TILE 8
+#define DOT64_TILE 3
 #define DOT64_TARGET __attribute__((target("avx512f")))
 #define DOT64_WIDEN(floats) _mm512_cvtps_pd(_mm256_loadu_ps(floats))
 #define DOT64_ADD(sum, a, b) _mm512_fmadd_pd(a, b, sum)

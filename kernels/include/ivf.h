@@ -32,6 +32,7 @@ enum {
     IVF_WORDS = 16,     /* codewords of a part */
     IVF_GROUP = 16,     /* centroids that lie interleaved: [group][dimension][centroid] */
     IVF_TOP = 127,      /* largest table entry: two of them fit into a byte */
+    IVF_LINE = 64,      /* bytes of a cache line */
     IVF_CHUNK = 16,     /* blocks between two looks at the threshold */
     IVF_LIMIT = 1 << 28 /* scores of lists are kept within it: beyond any table entry, and far from overflow */
 };
@@ -48,14 +49,26 @@ typedef struct {
 /* scores[list] = centroid . query; `scores` has room for whole groups. */
 typedef void (*ivf_probe_function)(const ivf_index *index, const float *query, float *scores);
 
-/* Positions (0 .. 32 blocks - 1) and sums of the items whose sum is at least `least`; returns how many. */
+/* Positions (0 .. 32 blocks - 1) and sums of the items whose sum is at least `least`; returns how many. Meanwhile the
+ * first `ahead` of the blocks that will be scanned `next` are fetched: lists lie anywhere, and the hardware does not
+ * find the next one. */
 typedef ptrdiff_t (*ivf_scan_function)(const uint8_t *codes, ptrdiff_t blocks, ptrdiff_t pairs, const uint8_t *tables,
-                                       uint16_t least, uint16_t *positions, uint16_t *sums);
+                                       uint16_t least, const uint8_t *next, ptrdiff_t ahead, uint16_t *positions,
+                                       uint16_t *sums);
 
 typedef struct {
     ivf_probe_function probe;
     ivf_scan_function scan;
 } ivf_variant;
+
+/* Fetches a block of codes, where it is one of those that lie ahead. Always inlined, as dot_prefetch is: GCC did leave
+ * out its calls. */
+static inline __attribute__((always_inline)) void ivf_fetch(const uint8_t *codes, ptrdiff_t block, ptrdiff_t ahead,
+                                                            ptrdiff_t pairs) {
+    if (block >= ahead) return;
+    for (ptrdiff_t line = 0; line < pairs * IVF_BLOCK; line += IVF_LINE)
+        __builtin_prefetch(codes + block * pairs * IVF_BLOCK + line);
+}
 
 #define IVF_VARIANT ivf_portable
 #define IVF_WIDTH 4
@@ -63,10 +76,12 @@ typedef struct {
 #include "ivf_probe.h"
 
 static ptrdiff_t ivf_portable_scan(const uint8_t *codes, ptrdiff_t blocks, ptrdiff_t pairs, const uint8_t *tables,
-                                   uint16_t least, uint16_t *positions, uint16_t *sums) {
+                                   uint16_t least, const uint8_t *next, ptrdiff_t ahead, uint16_t *positions,
+                                   uint16_t *sums) {
     ptrdiff_t hits = 0;
     for (ptrdiff_t block = 0; block < blocks; block++) {
         uint16_t sum[IVF_BLOCK] = {0};
+        ivf_fetch(next, block, ahead, pairs);
         for (ptrdiff_t pair = 0; pair < pairs; pair++, codes += IVF_BLOCK) {
             const uint8_t *low = tables + 2 * pair * IVF_WORDS, *high = low + IVF_WORDS;
             for (int i = 0; i < IVF_BLOCK; i++) sum[i] += (uint16_t)(low[codes[i] & 15] + high[codes[i] >> 4]);
@@ -92,8 +107,8 @@ static ptrdiff_t ivf_portable_scan(const uint8_t *codes, ptrdiff_t blocks, ptrdi
 #include "ivf_probe.h"
 
 /* Appends the items of one mask; sum[i] belongs to position first + step * i. */
-static inline ptrdiff_t ivf_hits(uint32_t mask, const uint16_t *sum, ptrdiff_t first, ptrdiff_t hits,
-                                 uint16_t *positions, uint16_t *sums) {
+static inline ptrdiff_t ivf_append(uint32_t mask, const uint16_t *sum, ptrdiff_t first, ptrdiff_t hits,
+                                   uint16_t *positions, uint16_t *sums) {
     for (; mask; mask &= mask - 1, hits++) {
         const int i = __builtin_ctz(mask);
         positions[hits] = (uint16_t)(first + 2 * i);
@@ -103,13 +118,14 @@ static inline ptrdiff_t ivf_hits(uint32_t mask, const uint16_t *sum, ptrdiff_t f
 }
 
 /* Bytes are added as 16-bit numbers: `all` gathers even items plus 256 times odd ones, `odd` the odd ones alone. */
-__attribute__((target("avx2"))) static ptrdiff_t ivf_avx2_scan(const uint8_t *codes, ptrdiff_t blocks, ptrdiff_t pairs,
-                                                               const uint8_t *tables, uint16_t least,
-                                                               uint16_t *positions, uint16_t *sums) {
+__attribute__((target("avx2"))) static ptrdiff_t ivf_avx2_scan(
+    const uint8_t *codes, ptrdiff_t blocks, ptrdiff_t pairs, const uint8_t *tables, uint16_t least, const uint8_t *next,
+    ptrdiff_t ahead, uint16_t *positions, uint16_t *sums) {
     const __m256i nibble = _mm256_set1_epi8(15), bound = _mm256_set1_epi16((short)least);
     ptrdiff_t hits = 0;
     for (ptrdiff_t block = 0; block < blocks; block++) {
         __m256i all = _mm256_setzero_si256(), odd = all;
+        ivf_fetch(next, block, ahead, pairs);
         for (ptrdiff_t pair = 0; pair < pairs; pair++, codes += IVF_BLOCK) {
             const __m256i code = _mm256_loadu_si256((const __m256i *)codes);
             const __m128i *table = (const __m128i *)(tables + 2 * pair * IVF_WORDS);
@@ -131,28 +147,29 @@ __attribute__((target("avx2"))) static ptrdiff_t ivf_avx2_scan(const uint8_t *co
         /* 16-bit masks to bytes: packing takes the lanes apart, which the permutation undoes. */
         const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi16(even_hit, odd_hit), 0xd8);
         const uint32_t mask = (uint32_t)_mm256_movemask_epi8(packed);
-        hits = ivf_hits(mask & 0xffff, sum[0], block * IVF_BLOCK, hits, positions, sums);
-        hits = ivf_hits(mask >> 16, sum[1], block * IVF_BLOCK + 1, hits, positions, sums);
+        hits = ivf_append(mask & 0xffff, sum[0], block * IVF_BLOCK, hits, positions, sums);
+        hits = ivf_append(mask >> 16, sum[1], block * IVF_BLOCK + 1, hits, positions, sums);
     }
     return hits;
 }
 
 /* As with AVX2, two pairs at a time: the lower half of a register holds one, the upper half the other. */
 __attribute__((target("avx512f,avx512bw"))) static ptrdiff_t ivf_avx512_scan(
-    const uint8_t *codes, ptrdiff_t blocks, ptrdiff_t pairs, const uint8_t *tables, uint16_t least, uint16_t *positions,
-    uint16_t *sums) {
+    const uint8_t *codes, ptrdiff_t blocks, ptrdiff_t pairs, const uint8_t *tables, uint16_t least, const uint8_t *next,
+    ptrdiff_t ahead, uint16_t *positions, uint16_t *sums) {
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m256i bound = _mm256_set1_epi16((short)least);
     /* 128-bit lanes of four tables a, b, c, d: the even parts' a, a, c, c and the odd parts' b, b, d, d. */
-    const __m512i lanes = _mm512_set_epi64(5, 4, 5, 4, 1, 0, 1, 0), next = _mm512_set1_epi64(2);
+    const __m512i lanes = _mm512_set_epi64(5, 4, 5, 4, 1, 0, 1, 0), other = _mm512_set1_epi64(2);
     ptrdiff_t hits = 0;
     for (ptrdiff_t block = 0; block < blocks; block++) {
         __m512i all = _mm512_setzero_si512(), odd = all;
+        ivf_fetch(next, block, ahead, pairs);
         for (ptrdiff_t pair = 0; pair < pairs; pair += 2, codes += 2 * IVF_BLOCK) {
             const __m512i code = _mm512_loadu_si512(codes);
             const __m512i table = _mm512_loadu_si512(tables + 2 * pair * IVF_WORDS);
             const __m512i low = _mm512_permutexvar_epi64(lanes, table);
-            const __m512i high = _mm512_permutexvar_epi64(_mm512_add_epi64(lanes, next), table);
+            const __m512i high = _mm512_permutexvar_epi64(_mm512_add_epi64(lanes, other), table);
             const __m512i sum =
                 _mm512_add_epi8(_mm512_shuffle_epi8(low, _mm512_and_si512(code, nibble)),
                                 _mm512_shuffle_epi8(high, _mm512_and_si512(_mm512_srli_epi16(code, 4), nibble)));
@@ -167,8 +184,8 @@ __attribute__((target("avx512f,avx512bw"))) static ptrdiff_t ivf_avx512_scan(
         if (!mask) continue;
         uint16_t sum[2][16];
         _mm512_storeu_si512(sum, both);
-        hits = ivf_hits(mask & 0xffff, sum[0], block * IVF_BLOCK, hits, positions, sums);
-        hits = ivf_hits(mask >> 16, sum[1], block * IVF_BLOCK + 1, hits, positions, sums);
+        hits = ivf_append(mask & 0xffff, sum[0], block * IVF_BLOCK, hits, positions, sums);
+        hits = ivf_append(mask >> 16, sum[1], block * IVF_BLOCK + 1, hits, positions, sums);
     }
     return hits;
 }
@@ -245,31 +262,56 @@ static inline int ivf_passes(const uint64_t *bitmap, int32_t row) {
     return bitmap == NULL || (bitmap[row >> 6] >> (row & 63) & 1);
 }
 
+/* What the scan of a few blocks found. */
+typedef struct {
+    int64_t score;       /* of their list */
+    const int32_t *rows; /* of their items */
+    ptrdiff_t count;
+    uint16_t positions[IVF_CHUNK * IVF_BLOCK], sums[IVF_CHUNK * IVF_BLOCK];
+} ivf_hits;
+
+/* Appends the keys of the hits that pass to `size` others; returns how many there are. */
+static ptrdiff_t ivf_collect(const ivf_hits *hits, const uint64_t *bitmap, uint64_t *found, ptrdiff_t size) {
+    for (ptrdiff_t hit = 0; hit < hits->count; hit++) {
+        const int32_t row = hits->rows[hits->positions[hit]];
+        if (row < 0 || !ivf_passes(bitmap, row)) continue;
+        found[size++] = key_join((uint32_t)(hits->score + hits->sums[hit] + 2 * (int64_t)IVF_LIMIT), (uint32_t)row);
+    }
+    return size;
+}
+
 /* Scans the best `probes` lists for the `fetch` best items whose bit is set, and leaves them in scratch->found in no
  * particular order; returns how many there are. Ties are broken by row, so the answer is a function of the scores. */
 static ptrdiff_t ivf_search(const ivf_index *index, const ivf_variant *variant, const float *query, ptrdiff_t probes,
                             ptrdiff_t fetch, const uint64_t *bitmap, ivf_scratch *scratch) {
-    uint16_t positions[IVF_CHUNK * IVF_BLOCK], sums[IVF_CHUNK * IVF_BLOCK];
+    ivf_hits turns[2]; /* hits are collected after the scan that follows: by then their rows have been fetched */
+    int turn = 0;
+    turns[1].count = 0;
     uint64_t *const found = scratch->found;
     ptrdiff_t size = 0;
     int64_t worst = INT64_MIN / 2; /* score of the last of the best `fetch`, once there are so many */
+    const ptrdiff_t stride = index->pairs * IVF_BLOCK; /* bytes of a block */
     const float scale = ivf_tabulate(index, query, scratch->table_scores, scratch->tables);
     ivf_choose(index, variant, query, probes, scratch);
     for (ptrdiff_t i = 0; i < probes; i++) {
         const uint32_t list = key_row(scratch->lists[i]);
         const int64_t score = ivf_integer(scale * scratch->list_scores[list]);
-        const int64_t end = index->starts[list + 1];
-        for (int64_t block = index->starts[list]; block < end; block += IVF_CHUNK) {
+        const int64_t start = index->starts[list], end = index->starts[list + 1];
+        const int64_t next = index->starts[i + 1 < probes ? key_row(scratch->lists[i + 1]) : index->lists];
+        for (int64_t block = start; block < end; block += IVF_CHUNK) {
             if (worst - score > UINT16_MAX) break; /* out of reach of any sum */
             const uint16_t least = (uint16_t)(worst > score ? worst - score : 0);
             const int64_t blocks = end - block < IVF_CHUNK ? end - block : IVF_CHUNK;
-            const ptrdiff_t hits = variant->scan(index->codes + block * index->pairs * IVF_BLOCK, blocks, index->pairs,
-                                                 scratch->tables, least, positions, sums);
-            for (ptrdiff_t hit = 0; hit < hits; hit++) {
-                const int32_t row = index->rows[block * IVF_BLOCK + positions[hit]];
-                if (row < 0 || !ivf_passes(bitmap, row)) continue;
-                found[size++] = key_join((uint32_t)(score + sums[hit] + 2 * (int64_t)IVF_LIMIT), (uint32_t)row);
-            }
+            const int64_t after = next + block - start;
+            ivf_hits *const hits = &turns[turn];
+            hits->score = score;
+            hits->rows = index->rows + block * IVF_BLOCK;
+            hits->count = variant->scan(index->codes + block * stride, blocks, index->pairs, scratch->tables, least,
+                                        index->codes + after * stride, index->starts[index->lists] - after,
+                                        hits->positions, hits->sums);
+            for (ptrdiff_t hit = 0; hit < hits->count; hit++) __builtin_prefetch(hits->rows + hits->positions[hit]);
+            size = ivf_collect(&turns[!turn], bitmap, found, size);
+            turn = !turn;
             if (size >= 2 * fetch) {
                 key_select(found, size, fetch);
                 size = fetch;
@@ -279,6 +321,7 @@ static ptrdiff_t ivf_search(const ivf_index *index, const ivf_variant *variant, 
             }
         }
     }
+    size = ivf_collect(&turns[!turn], bitmap, found, size);
     if (size > fetch) {
         key_select(found, size, fetch);
         size = fetch;

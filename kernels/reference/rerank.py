@@ -70,6 +70,7 @@ def select(
     cap_sliding: NDArray[np.uint8],
     vectors: NDArray[np.float32] | None = None,
     relevance_weight: float = 1.0,
+    lowest_similarity: float = -np.inf,  # noqa: ARG001  spares work only
 ) -> tuple[NDArray[np.int64], bool]:
     """See `recserve.kernels.rerank.select`."""
 

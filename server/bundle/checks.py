@@ -20,6 +20,8 @@ from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchErro
 BLOCK: Final = 1 << 20
 LENGTH_TOLERANCE: Final = 1e-4
 """How far the length of a normalised vector may be from 1."""
+LOWEST_PRODUCT: Final = -1.01
+"""No inner product of two normalised vectors is below it: it has room for the tolerance and for rounding."""
 FIRST_TIME: Final = -62_135_596_800_000_000
 END_OF_TIME: Final = 253_402_300_800_000_000
 """Microseconds UTC of the years 1 and 10000; protobuf's Timestamp and Python's datetime hold those between."""

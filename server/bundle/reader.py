@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -68,6 +69,11 @@ class Space:
     def normalized(self) -> bool:
         """Whether item and user vectors have length 1."""
         return self.spec.normalized
+
+    @property
+    def lowest_product(self) -> float:
+        """No inner product of two vectors is below it."""
+        return checks.LOWEST_PRODUCT if self.normalized else -math.inf
 
     @property
     def has_user_tower(self) -> bool:

@@ -375,18 +375,11 @@ class Pipeline:
         codes = np.empty((rows.size, len(options.caps)), np.int32)
         for column, cap in enumerate(options.caps):
             codes[:, column] = self._cap_codes(cap.attribute)[rows]
-        vectors = None
-        if options.mmr_weight is not None:
-            vectors = self.bundle.spaces[options.diversity_space or self.similarity_spaces[0]].vectors
-        return self.engines.select(
-            scores,
-            rows,
-            count,
-            codes,
-            *_cap_arrays(options.caps),
-            vectors,
-            1.0 if options.mmr_weight is None else options.mmr_weight,
-        )
+        selection = scores, rows, count, codes, *_cap_arrays(options.caps)
+        if options.mmr_weight is None:
+            return self.engines.select(*selection)
+        space = self.bundle.spaces[options.diversity_space or self.similarity_spaces[0]]
+        return self.engines.select(*selection, space.vectors, options.mmr_weight, space.lowest_product)
 
     def _cap_codes(self, attribute: str) -> NDArray[np.int32]:
         column = self.bundle.catalogue.columns[attribute]

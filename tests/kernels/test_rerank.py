@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from recserve.bundle.v1.manifest_pb2 import CalibrationKind
 from recserve.kernels import rerank as kernel
 from recserve.kernels.reference import rerank as reference
+from recserve.kernels.reference import vectors as reference_vectors
 
 DAY_US = 86_400_000_000
 MISSING_TIME = np.iinfo(np.int64).min
@@ -52,6 +53,7 @@ def choose(
     vectors: NDArray[np.float32] | None = None,
     weight: float = 1.0,
     rows: Sequence[int] | None = None,
+    lowest: float = -math.inf,
 ) -> tuple[list[int], bool]:
     n = len(scores)
     positions, relaxed = select(
@@ -61,6 +63,7 @@ def choose(
         *cap_arrays(caps, n),
         vectors,
         weight,
+        lowest,
     )
     assert positions.dtype == np.int64
     return positions.tolist(), relaxed
@@ -298,15 +301,16 @@ def test_caps_equal_reference(case: Case) -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(cases(), st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_mmr_equals_reference(case: Case, weight: float, dim: int, seed: int) -> None:
+@given(cases(), st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.integers(1, 20), st.integers(0, 2**32 - 1), st.booleans())
+def test_mmr_equals_reference(case: Case, weight: float, dim: int, seed: int, bounded: bool) -> None:
     random = np.random.default_rng(seed)
     vectors = random.normal(size=(30, dim)).astype(np.float32)
     rows = random.permutation(30)[: len(case.scores)].tolist()
     arguments = {"vectors": vectors, "weight": weight, "rows": rows}
-    assert choose(kernel.select, case.scores, case.k, *case.caps, **arguments) == choose(
-        reference.select, case.scores, case.k, *case.caps, **arguments
-    )
+    lowest = min(reference_vectors.dot_rows(vectors, each, np.arange(30)).min() for each in vectors)
+    assert choose(
+        kernel.select, case.scores, case.k, *case.caps, **arguments, lowest=lowest if bounded else -math.inf
+    ) == choose(reference.select, case.scores, case.k, *case.caps, **arguments)
 
 
 def violations(codes: Sequence[int], cap: Cap) -> int:
@@ -329,16 +333,29 @@ def test_caps_hold_unless_relaxed(case: Case) -> None:
     assert (broken > 0) == relaxed
 
 
-def test_a_larger_list_equals_the_reference() -> None:
+@pytest.mark.parametrize("lowest", [-math.inf, -1.01])
+def test_a_larger_list_equals_the_reference(lowest: float) -> None:
     random = np.random.default_rng(3)
     vectors = random.normal(size=(500, 40)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     caps = [Cap(random.integers(-1, 12, 300).tolist(), 3), Cap(random.integers(0, 9, 300).tolist(), 1, 3, True)]
     arguments = {"vectors": vectors, "weight": 0.6, "rows": random.permutation(500)[:300].tolist()}
     scores = random.random(300).tolist()
-    assert choose(kernel.select, scores, 25, *caps, **arguments) == choose(
+    assert choose(kernel.select, scores, 25, *caps, **arguments, lowest=lowest) == choose(
         reference.select, scores, 25, *caps, **arguments
     )
+
+
+def test_what_cannot_be_chosen_is_not_read() -> None:
+    """The list is filled from a few, whose values are above what the others can reach with any similarity."""
+    random = np.random.default_rng(6)
+    vectors = random.normal(size=(300, 24)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = np.sort(random.random(300))[::-1]
+    scores[40:] -= 10
+    expected = choose(reference.select, scores, 20, vectors=vectors, weight=0.5)
+    vectors[80:] = -1e6 * vectors[0]  # chosen at once where they are read
+    assert choose(kernel.select, scores, 20, vectors=vectors, weight=0.5, lowest=-1.01) == expected
 
 
 def test_threads_do_not_disturb_one_another() -> None:
@@ -367,6 +384,7 @@ REFUSED = {
     "negative k": ({"k": -1}, ValueError, "k: expected at least 0"),
     "weight above 1": ({"relevance_weight": 1.5}, ValueError, "relevance_weight"),
     "NaN weight": ({"relevance_weight": np.nan}, ValueError, "relevance_weight"),
+    "NaN bound": ({"lowest_similarity": np.nan}, ValueError, "lowest_similarity"),
     "cap of 0": ({"cap_max": np.zeros(1, np.int32)}, ValueError, "cap_max: expected at least 1"),
     "negative window": ({"cap_window": np.full(1, -1, np.int32)}, ValueError, "cap_window"),
     "codes of other shape": ({"cap_codes": np.zeros((2, 2), np.int32)}, ValueError, "cap_codes: expected shape"),

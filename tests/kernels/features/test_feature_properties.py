@@ -291,7 +291,7 @@ def similarities(seed: int) -> tuple[FeatureSchema, ItemArrays, FeatureBatch]:
     )
     schema = FeatureSchema(event_types=EVENTS, features=features)
     random = Random(schema, seed)
-    requests = 22  # request r has r recent items, so that products are taken in groups of every size
+    requests = 22  # request r has r recent items and candidates, so that both are taken in groups of every size
     vectors = {f"d{dim}": random.vectors(40, dim, missing=0.05) for dim in dims}
     for array in vectors.values():  # so that the order of a sum shows: what is added between these two is lost
         for row in array[10:]:
@@ -304,6 +304,10 @@ def similarities(seed: int) -> tuple[FeatureSchema, ItemArrays, FeatureBatch]:
         items,
         replace(
             batch,
+            offsets=np.cumsum([0, *range(requests)]),
+            rows=random.rng.integers(0, 40, sum(range(requests))),
+            source_scores=np.empty((sum(range(requests)), 0), np.float32),
+            source_ranks=np.empty((sum(range(requests)), 0), np.float32),
             recent_offsets=np.cumsum([0, *range(requests)]),
             recent_rows=np.concatenate([random.rng.permutation(40)[:r] for r in range(requests)]),
             user_vectors={f"d{dim}": np.sign(random.vectors(requests, dim, missing=0.2)) for dim in dims},
