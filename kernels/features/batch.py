@@ -199,6 +199,7 @@ def recent_items(session_rows: NDArray[np.int64], history_rows: NDArray[np.int64
         session_rows: int64; the session's items, latest first.
         history_rows: int64; the history's items, latest first.
     """
-    rows = (*session_rows.tolist(), *history_rows.tolist())
-    distinct = dict.fromkeys(row for row in rows if row >= 0)  # for a few dozens quicker than np.unique
+    rows = history_rows.tolist()
+    distinct = dict.fromkeys(session_rows.tolist() + rows if session_rows.size else rows)  # quicker than np.unique
+    distinct.pop(-1, None)
     return np.fromiter(distinct, np.int64, len(distinct))

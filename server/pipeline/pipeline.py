@@ -216,7 +216,7 @@ class Pipeline:
         users = [subject(state, self.bundle.catalogue, context=nowhere, time_us=0) for state in states]
         for tower in self.engines.towers.values():
             if users and tower.keeps:
-                tower.embed(**tower_users(users))
+                tower.embed(tower_users(users))
 
     def _resolve(self, query: Query, state: UserState) -> Request:
         """The query's user in terms of this bundle's rows."""
@@ -240,7 +240,7 @@ class Pipeline:
             wanting = [job.request for job in jobs if self._needs(job.request, name)]
             known = [request for request in wanting if request.subject.known]
             if name in self.engines.towers and known:
-                vectors = self.engines.towers[name].embed(**tower_users([request.subject for request in known]))
+                vectors = self.engines.towers[name].embed(tower_users([request.subject for request in known]))
                 for request, vector in zip(known, vectors, strict=True):
                     request.subject.vectors[name] = vector
             for request in wanting:
