@@ -273,14 +273,15 @@ class Pipeline:
 
         Jobs that want other numbers are asked for apart, because an approximate index finds other items with another k.
         """
+        asking: dict[tuple[str, int], list[int]] = {}
+        for index, job in enumerate(jobs):
+            for name in job.request.weights:
+                asking.setdefault((name, job.query.depth), []).append(index)
         proposals: list[dict[str, Proposal]] = [{} for _ in jobs]
-        for name, source in self._sources.items():
-            asking = [index for index, job in enumerate(jobs) if name in job.request.weights]
-            for k in {jobs[index].query.depth for index in asking}:
-                group = [index for index in asking if jobs[index].query.depth == k]
-                found = source.propose([jobs[index].request for index in group], k)
-                for index, proposal in zip(group, found, strict=True):
-                    proposals[index][name] = proposal
+        for (name, k), group in asking.items():
+            found = self._sources[name].propose([jobs[index].request for index in group], k)
+            for index, proposal in zip(group, found, strict=True):
+                proposals[index][name] = proposal
         return proposals
 
     def _merge(self, job: _Job, proposals: Mapping[str, Proposal]) -> Candidates:
