@@ -95,7 +95,7 @@ class _Job:
     relevance: NDArray[np.float64] | None = None
     times: StageTimes = field(default_factory=StageTimes)
     outcome: Result | Exception | None = None
-    gone: Callable[[], bool] = field(default=lambda: False)
+    gone: Callable[[], bool] | None = None
 
     @property
     def query(self) -> Query:
@@ -103,10 +103,11 @@ class _Job:
 
     def wanted(self, stage: str) -> bool:
         """Whether somebody still waits for the answer; if not, that is the outcome, and no further work is done."""
-        if self.outcome is None and self.gone():
-            self.outcome = CallerGoneError(stage)
-        if self.outcome is None and self.query.expired():
-            self.outcome = DeadlineExpiredError(stage)
+        if self.outcome is None:
+            if self.gone is not None and self.gone():
+                self.outcome = CallerGoneError(stage)
+            elif self.query.expired():
+                self.outcome = DeadlineExpiredError(stage)
         return self.outcome is None
 
 
@@ -133,6 +134,7 @@ class Pipeline:
         self.sources = tuple(self._sources)
         self._similar = Similar(comparable, engines.searchers)
         self._items = item_arrays(bundle)
+        self._ranked_spaces = bundle.schema.spaces if self.objectives else ()
         self._dims = {name: space.dim for name, space in bundle.spaces.items()}
         events = bundle.schema.event_types
         self._purchase_code = events.index(PURCHASE_EVENT) if PURCHASE_EVENT in events else -1
@@ -238,11 +240,11 @@ class Pipeline:
         """Give every request its user's vector in the spaces that its sources and features need."""
         for name, space in self.bundle.spaces.items():
             wanting = [job.request for job in jobs if self._needs(job.request, name)]
-            known = [request for request in wanting if request.subject.known]
-            if name in self.engines.towers and known:
-                vectors = self.engines.towers[name].embed(tower_users([request.subject for request in known]))
-                for request, vector in zip(known, vectors, strict=True):
-                    request.subject.vectors[name] = vector
+            tower = self.engines.towers.get(name)
+            known = [request.subject for request in wanting if request.subject.known] if tower else []
+            if tower and known:
+                for user, vector in zip(known, tower.embed(tower_users(known)), strict=True):
+                    user.vectors[name] = vector
             for request in wanting:
                 if name not in request.subject.vectors:
                     _set_vector(request, space)
@@ -250,15 +252,14 @@ class Pipeline:
     def _needs(self, request: Request, space: str) -> bool:
         if request.query.kind is QueryKind.SIMILAR:
             return False
-        return space in request.weights or (bool(self.objectives) and space in self.bundle.schema.spaces)
+        return space in request.weights or space in self._ranked_spaces
 
     # ------------------------------------------------------------------------------------------------- retrieve
 
     def _retrieve(self, jobs: Sequence[_Job]) -> None:
         """Give every request its candidates, all of them passing its filter."""
         recommend = [job for job in jobs if job.query.kind is QueryKind.RECOMMEND]
-        proposals = self._ask_sources(recommend)
-        for job, mine in zip(recommend, proposals, strict=True):
+        for job, mine in zip(recommend, self._ask_sources(recommend), strict=True):
             job.candidates = self._merge(job, mine)
         for job in jobs:
             if job.query.kind is QueryKind.RANK:
@@ -342,13 +343,14 @@ class Pipeline:
         query, candidates = job.query, job.candidates
         scores = self._fresh_scores(job)
         chosen, relaxed = self.choose(scores, candidates.rows, query.count, query.rerank)
-        rows, ranks = candidates.rows[chosen], candidates.ranks[chosen]
+        # `take` is several times as quick as an index into an array of two axes.
+        rows, ranks = candidates.rows[chosen], candidates.ranks.take(chosen, axis=0)
         return Result(
             rows=rows,
             scores=scores[chosen],
             relevance=None if job.relevance is None else job.relevance[chosen],
             sources=candidates.sources,
-            source_scores=candidates.scores[chosen],
+            source_scores=candidates.scores.take(chosen, axis=0),
             source_ranks=ranks,
             reasons=self._reasons(job, rows, ranks) if query.reasons else (),
             cold_start=not job.request.state.known,
