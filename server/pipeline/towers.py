@@ -545,15 +545,14 @@ class UserTower:
 
     def _keys(self, users: TowerUsers) -> list[bytes]:
         """Of each user: equal only where the network's inputs are. Lists of categories are no inputs of towers."""
+        parts: list[NDArray[Any]] = [users.user.numbers, users.user.codes, users.user.times]
+        if self._reads_times:
+            parts.append(users.time_us)
         keys = []
         for row, (start, end) in enumerate(pairwise(users.recent_offsets.tolist())):
-            content = blake2b(digest_size=16)
-            for part in (users.user.numbers, users.user.codes, users.user.times):
-                content.update(part[row].tobytes())
-            if self._reads_times:
-                content.update(users.time_us[row].tobytes())
-            content.update(users.recent_rows[start : min(end, start + self._recent)].tobytes())
-            keys.append(content.digest())
+            recent = users.recent_rows[start : min(end, start + self._recent)]
+            content = b"".join([*(part[row].tobytes() for part in parts), recent.tobytes()])
+            keys.append(blake2b(content, digest_size=16).digest() if self.keeps else content)
         return keys
 
     def _run(self, feed: Feed, rows: Sequence[int]) -> NDArray[np.float32]:
