@@ -152,8 +152,7 @@ def _source_columns(
     wanted: Sequence[str], candidates: Sequence[Candidates]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Scores and ranks [n, wanted]; NaN for sources that were not asked or did not propose the item."""
-    if any(each.sources != wanted for each in candidates):
-        candidates = [_said_by(wanted, each) for each in candidates]
+    candidates = [each if each.sources == wanted else _said_by(wanted, each) for each in candidates]
     scores = _joined([each.scores for each in candidates])
     ranks = _joined([each.ranks for each in candidates]).astype(np.float32)
     ranks[ranks == 0] = np.nan

@@ -86,20 +86,24 @@ class IndexSearcher:
         # All items tie for a zero query, and an index breaks ties in its own order.
         able = [i for i, magnitude in enumerate(magnitudes) if magnitude > 0]
         for widening in WIDENINGS:
-            reach = [min(widening * w * items // max(p, 1), items) for w, p in zip(wanted, passing, strict=True)]
-            asked = [i for i in able if i not in found and self._pays(wanted[i], reach[i], passing[i])]
+            asked, reach = [], []
+            for i in able:
+                far = min(widening * wanted[i] * items // max(passing[i], 1), items)
+                if i not in found and self._pays(wanted[i], far, passing[i]):
+                    asked.append(i)
+                    reach.append(far)
             if asked:
                 answers = self._index.find(
                     queries if len(asked) == len(queries) else queries[asked],
                     [wanted[i] for i in asked],
-                    [reach[i] for i in asked],
+                    reach,
                     [masks[i] for i in asked],
                 )
                 found |= {i: each for i, each in zip(asked, answers, strict=True) if each[0].size == wanted[i]}
             if len(found) == len(queries):
                 break
-        left = [i for i in range(len(queries)) if i not in found]
-        if left:
+        else:
+            left = [i for i in range(len(queries)) if i not in found]
             exact = kernel.search(self._vectors, queries[left], k, [masks[i] for i in left])
             found |= dict(zip(left, exact, strict=True))
         return [found[i] for i in range(len(queries))]
