@@ -168,7 +168,7 @@ def _cap_attribute(bundle: Bundle) -> str:
 
 def _embed(golden: GoldenSet, bundle: Bundle, engines: Engines) -> dict[str, NDArray[np.generic]]:
     subjects = golden.subjects(bundle)
-    return {f"embed.{name}": tower.embed(**tower_users(subjects)) for name, tower in engines.towers.items()}
+    return {f"embed.{name}": tower.embed(tower_users(subjects)) for name, tower in engines.towers.items()}
 
 
 def _retrieve(bundle: Bundle, subjects: Sequence[Subject]) -> dict[str, NDArray[np.generic]]:

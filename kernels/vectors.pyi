@@ -56,6 +56,20 @@ def search(
         ValueError: shapes do not agree, an array is not contiguous, a query has NaN elements, or k is negative.
     """
 
+def first_bad_vector(vectors: NDArray[np.float32], tolerance: float) -> int:
+    """The first row that has a NaN or infinite element, or whose Euclidean length is not 1; -1: there is none.
+
+    Lengths are computed in double. Releases the GIL.
+
+    Args:
+        vectors: float32 [N, d]; may be read-only and memory-mapped.
+        tolerance: how far a length may be from 1, >= 0; infinite: vectors may have any length.
+
+    Raises:
+        TypeError: the array is of another dtype.
+        ValueError: it is not contiguous, or has not two axes.
+    """
+
 def top_k(
     scores: NDArray[np.float32], rows: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -14,7 +14,7 @@ import os
 
 import numpy as np
 
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, fabs, isfinite, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 
 from recserve.kernels._arrays import check_array, check_rows
@@ -82,6 +82,35 @@ def top_k(scores, rows, k):
         offer(&heap, &scores_view[0], &rows_view[0], scores_view.shape[0])
         sort(&heap)
     return best_rows[0, : heap.size], best_scores[0, : heap.size]
+
+
+def first_bad_vector(vectors, double tolerance):
+    """Find a row that is not finite or of another length than 1; see vectors.pyi."""
+    check_array("vectors", vectors, np.float32, (None, None))
+    cdef const float[:, ::1] table = vectors
+    cdef Py_ssize_t row
+    with nogil:
+        row = find_bad(table, tolerance)
+    return row
+
+
+cdef Py_ssize_t find_bad(const float[:, ::1] table, double tolerance) noexcept nogil:
+    cdef double length
+    cdef Py_ssize_t row
+    for row in range(table.shape[0]):
+        length = length_of(&table[row, 0], table.shape[1])
+        if not (isfinite(length) and fabs(length - 1.0) <= tolerance):
+            return row
+    return -1
+
+
+cdef double length_of(const float* vector, Py_ssize_t dim) noexcept nogil:
+    """Finite where all elements are: the square of no float32 overflows in double."""
+    cdef double total = 0
+    cdef Py_ssize_t i
+    for i in range(dim):
+        total += <double>vector[i] * <double>vector[i]
+    return sqrt(total)
 
 
 def bound(k, size):

@@ -5,6 +5,8 @@
                                        load_*          what its candidates share: numbers, times, history, recent items
                                        fill            for each block of candidates, instruction by instruction: an
                                                        instruction goes over a column, a loop that vectorises
+
+`FeatureProgram.of_requests` goes the same way with what is a request's own, and has no candidates.
 """
 
 from libc.math cimport M_PI, NAN, cos, log1p, sin
@@ -123,6 +125,31 @@ cdef class Kernel:
             run(&frame)
         return out
 
+    def of_requests(self, batch):
+        """Fill a matrix [requests, features], where no feature depends on the candidate.
+
+        Args:
+            batch: FeatureBatch; only the requests' times and columns are looked at.
+
+        Returns:
+            The matrix; None where an array does not fit.
+        """
+        cdef Frame frame
+        cdef Buffers buffers = Buffers(BATCH_ARRAYS)
+        try:
+            self._point_to_program(&frame)
+            self._take_requests(&frame, buffers, batch)
+            out = np.empty((frame.requests, self.width), np.float32)
+            frame.out = take_result(buffers, out, frame.requests, self.width)
+        except Misfit:
+            return None
+        cdef Room numbers = Room(request_numbers(&frame) * sizeof(double))
+        cdef Room times = Room(request_times(&frame) * sizeof(int64_t))
+        frame.request_numbers, frame.request_times = <double *>numbers.start, <int64_t *>times.start
+        with nogil:
+            run_requests(&frame)
+        return out
+
     cdef Items _take_items(self, arrays):
         cdef Items last = self.last_items, items
         cdef Py_ssize_t count
@@ -166,16 +193,19 @@ cdef class Kernel:
         for g in range(f.group_count):
             f.groups[g].key = self.history_keys[g]
 
-    cdef _take_batch(self, Frame *f, Buffers buffers, batch):
-        cdef Py_ssize_t entries, size
+    cdef _take_requests(self, Frame *f, Buffers buffers, batch):
         cdef Py_buffer *time_us = buffers.take(batch.time_us, INT64, ANY)
         f.requests = time_us.shape[0]
         f.time_us = <const int64_t *>time_us.buf
+        self.user.take(&f.user, buffers, batch.user, f.requests)
+        self.context.take(&f.context, buffers, batch.context, f.requests)
+
+    cdef _take_batch(self, Frame *f, Buffers buffers, batch):
+        cdef Py_ssize_t entries, size
+        self._take_requests(f, buffers, batch)
         f.rows = take_rows(buffers, batch.rows, 0, f.item_count, &f.candidates)
         f.offsets = take_offsets(buffers, batch.offsets, f.requests, f.candidates)
         f.known = <const unsigned char *>buffers.take(batch.known, FLAG, f.requests).buf
-        self.user.take(&f.user, buffers, batch.user, f.requests)
-        self.context.take(&f.context, buffers, batch.context, f.requests)
         f.history_rows = take_rows(buffers, batch.history_rows, -1, f.item_count, &entries)
         f.history_offsets = take_offsets(buffers, batch.history_offsets, f.requests, entries)
         f.history_events = <const int32_t *>buffers.take(batch.history_events, INT32, entries).buf
@@ -274,6 +304,15 @@ cdef void run(Frame *f) noexcept nogil:
             copy_template(f)
             fill(f, f.per_candidate, f.per_candidate_size, f.out + f.first * f.width)
             f.first += f.count
+
+
+cdef void run_requests(Frame *f) noexcept nogil:
+    cdef Py_ssize_t r
+    f.count = 1
+    for r in range(f.requests):
+        f.request = r
+        load_request(f)
+        fill(f, f.per_request, f.per_request_size, f.out + r * f.width)
 
 
 cdef void copy_template(Frame *f) noexcept nogil:

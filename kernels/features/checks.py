@@ -39,14 +39,13 @@ class InputChecks:
             ValueError: of another shape, not C-contiguous, an index out of range, or offsets that do not fit.
         """
         item_count = self._check_items(items)
-        check_array("batch.time_us", batch.time_us, np.int64, (None,))
+        requests = self._check_times(batch)
         check_array("batch.rows", batch.rows, np.int64, (None,))
-        requests, candidates = len(batch.time_us), len(batch.rows)
+        candidates = len(batch.rows)
         _offsets("batch.offsets", batch.offsets, requests, candidates)
         _within("batch.rows", batch.rows, 0, item_count)
         check_array("batch.known", batch.known, _flag_dtype(batch.known), (requests,))
-        self._user.check(batch.user, requests)
-        self._context.check(batch.context, requests)
+        self._check_columns(batch, requests)
         self._check_history(batch, requests, item_count)
         check_array("batch.recent_rows", batch.recent_rows, np.int64, (None,))
         _offsets("batch.recent_offsets", batch.recent_offsets, requests, len(batch.recent_rows))
@@ -55,6 +54,18 @@ class InputChecks:
         check_array("batch.source_ranks", batch.source_ranks, np.float32, (candidates, self._sources))
         self._check_user_vectors(items, batch, requests)
         return candidates
+
+    def check_requests(self, batch: FeatureBatch) -> None:
+        """Check what is read where no feature depends on the candidate; errors are those of `check`."""
+        self._check_columns(batch, self._check_times(batch))
+
+    def _check_times(self, batch: FeatureBatch) -> int:
+        check_array("batch.time_us", batch.time_us, np.int64, (None,))
+        return len(batch.time_us)
+
+    def _check_columns(self, batch: FeatureBatch, requests: int) -> None:
+        self._user.check(batch.user, requests)
+        self._context.check(batch.context, requests)
 
     def _check_items(self, items: ItemArrays) -> int:
         check_array("items.features", items.features, np.float32, (None, len(self._schema.item_feature_columns)))

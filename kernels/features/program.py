@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from recserve.kernels.features.batch import FeatureBatch, ItemArrays
 from recserve.kernels.features.checks import InputChecks
 from recserve.kernels.features.definition import FeatureSchema
 from recserve.kernels.features.lowering import lower
+
+_CHANGED: Final = "the inputs changed while they were read"
 
 
 class FeatureProgram:
@@ -35,6 +37,7 @@ class FeatureProgram:
         self.schema = schema
         self._checks = InputChecks(schema, cardinalities)
         self._kernel = Kernel(lower(schema, cardinalities))
+        self._is_of_requests = all(scope == "request" for scope in schema.scopes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,8 +64,28 @@ class FeatureProgram:
         matrix = self._kernel.compute(items, batch, out)
         return self._refuse(items, batch, out) if matrix is None else matrix
 
+    def of_requests(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        """The features of every request, where none depends on the candidate: what `compute` gives all its candidates.
+
+        Args:
+            batch: the requests. Only their times and columns are looked at, not their candidates, histories or vectors.
+
+        Returns:
+            float32 [R, F], C-contiguous. Missing is NaN.
+
+        Raises:
+            TypeError, ValueError: as `compute`; or a feature depends on the candidate.
+        """
+        if not self._is_of_requests:
+            raise ValueError("a feature depends on the candidate: use `compute`")
+        matrix = self._kernel.of_requests(batch)
+        if matrix is None:
+            self._checks.check_requests(batch)
+            raise RuntimeError(_CHANGED)
+        return matrix
+
     def _refuse(self, items: ItemArrays, batch: FeatureBatch, out: NDArray[np.float32] | None) -> NoReturn:
         """Say what does not fit."""
         shape = (self._checks.check(items, batch), len(self.names))
         check_array("out", out, np.float32, shape, writable=True)
-        raise RuntimeError("the inputs changed while they were read")
+        raise RuntimeError(_CHANGED)

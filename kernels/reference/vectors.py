@@ -51,3 +51,11 @@ def top_k(
     order = np.lexsort((rows, -scores))
     order = order[~np.isnan(scores[order])][:k]
     return rows[order], scores[order]
+
+
+def first_bad_vector(vectors: NDArray[np.float32], tolerance: float) -> int:
+    """See `recserve.kernels.vectors.first_bad_vector`."""
+    with np.errstate(invalid="ignore"):  # from signalling NaN
+        lengths = np.sqrt(np.sum(np.square(vectors.astype(np.float64)), axis=1))
+    good = np.isfinite(lengths) & (np.abs(lengths - 1.0) <= tolerance)
+    return -1 if good.all() else int(good.argmin())

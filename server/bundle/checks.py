@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.kernels import vectors as kernel
 from recserve.kernels.features import MISSING_TIME, first_bad_list_code
 from recserve.server.bundle.columns import as_stored
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError
@@ -213,15 +214,10 @@ def first_bad_vector(vectors: NDArray[np.float32], *, normalized: bool) -> tuple
         vectors: [rows, dim].
         normalized: whether the space's vectors have length 1.
     """
-    with np.errstate(invalid="ignore"):  # from signalling NaN
-        wide = vectors.astype(np.float64)
-        lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))  # finite where all elements are: no float32 overflows here
-    good = np.isfinite(lengths)
-    if normalized:
-        good &= np.abs(lengths - 1.0) <= LENGTH_TOLERANCE
-    if good.all():
+    row = kernel.first_bad_vector(np.ascontiguousarray(vectors), LENGTH_TOLERANCE if normalized else np.inf)
+    if row < 0:
         return None
-    row = int(good.argmin())
-    if not np.isfinite(lengths[row]):
+    if not np.isfinite(vectors[row]).all():
         return row, "is not finite"
-    return row, f"has length {lengths[row]:.6g}, but the space is declared normalised (length 1)"
+    length = np.linalg.norm(vectors[row].astype(np.float64))
+    return row, f"has length {length:.6g}, but the space is declared normalised (length 1)"

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TypedDict
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels.features import ColumnValues, FeatureBatch, FeatureSchema, recent_items
 from recserve.server.bundle.catalogue import Catalogue
+from recserve.server.pipeline.towers import TowerUsers
 from recserve.server.pipeline.types import History, Rows, UserState, no_rows
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,41 +110,37 @@ def assemble(
     scores, ranks = _source_columns(schema.sources, candidates)
     return FeatureBatch(
         offsets=_offsets([each.rows for each in candidates]),
-        rows=np.concatenate([each.rows for each in candidates]),
+        rows=_joined([each.rows for each in candidates]),
         time_us=np.array([each.time_us for each in subjects], np.int64),
         known=np.array([each.known for each in subjects], np.uint8),
         user=ColumnValues.concat([each.user for each in subjects]),
         context=ColumnValues.concat([each.context for each in subjects]),
         history_offsets=_offsets([each.history_rows for each in subjects]),
-        history_rows=np.concatenate([each.history_rows for each in subjects]),
-        history_events=np.concatenate([each.history.events for each in subjects]),
-        history_counts=np.concatenate([each.history.counts for each in subjects]),
-        history_last_us=np.concatenate([each.history.last_us for each in subjects]),
+        history_rows=_joined([each.history_rows for each in subjects]),
+        history_events=_joined([each.history.events for each in subjects]),
+        history_counts=_joined([each.history.counts for each in subjects]),
+        history_last_us=_joined([each.history.last_us for each in subjects]),
         recent_offsets=_offsets([each.recent_rows for each in subjects]),
-        recent_rows=np.concatenate([each.recent_rows for each in subjects]),
+        recent_rows=_joined([each.recent_rows for each in subjects]),
         source_scores=scores,
         source_ranks=ranks,
         user_vectors={name: _user_vectors(subjects, name, dims[name]) for name in schema.spaces},
     )
 
 
-class TowerArguments(TypedDict):
-    """Arguments of `UserTower.embed`."""
-
-    user: ColumnValues
-    recent_offsets: NDArray[np.int64]
-    recent_rows: Rows
-    time_us: NDArray[np.int64]
-
-
-def tower_users(subjects: Sequence[Subject]) -> TowerArguments:
+def tower_users(subjects: Sequence[Subject]) -> TowerUsers:
     """The user tower's side of some subjects, one row each."""
-    return {
-        "user": ColumnValues.concat([each.user for each in subjects]),
-        "recent_offsets": _offsets([each.recent_rows for each in subjects]),
-        "recent_rows": np.concatenate([each.recent_rows for each in subjects]),
-        "time_us": np.array([each.time_us for each in subjects], np.int64),
-    }
+    return TowerUsers(
+        user=ColumnValues.concat([each.user for each in subjects]),
+        recent_offsets=_offsets([each.recent_rows for each in subjects]),
+        recent_rows=_joined([each.recent_rows for each in subjects]),
+        time_us=np.array([each.time_us for each in subjects], np.int64),
+    )
+
+
+def _joined(parts: Sequence[NDArray[ScalarT]]) -> NDArray[ScalarT]:
+    """One part after another; the only part as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -153,10 +152,9 @@ def _source_columns(
     wanted: Sequence[str], candidates: Sequence[Candidates]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Scores and ranks [n, wanted]; NaN for sources that were not asked or did not propose the item."""
-    if any(each.sources != wanted for each in candidates):
-        candidates = [_said_by(wanted, each) for each in candidates]
-    scores = np.concatenate([each.scores for each in candidates])
-    ranks = np.concatenate([each.ranks for each in candidates]).astype(np.float32)
+    candidates = [each if each.sources == wanted else _said_by(wanted, each) for each in candidates]
+    scores = _joined([each.scores for each in candidates])
+    ranks = _joined([each.ranks for each in candidates]).astype(np.float32)
     ranks[ranks == 0] = np.nan
     return scores, ranks
 
@@ -174,8 +172,7 @@ def _said_by(wanted: Sequence[str], candidates: Candidates) -> Candidates:
 
 def _user_vectors(subjects: Sequence[Subject], space: str, dim: int) -> NDArray[np.float32]:
     """[subjects, dim]; NaN rows where there is no vector."""
-    vectors = np.full((len(subjects), dim), np.nan, np.float32)
-    for row, each in enumerate(subjects):
-        if space in each.vectors:
-            vectors[row] = each.vectors[space]
-    return vectors
+    nothing: NDArray[np.float32] | None = None
+    if any(space not in each.vectors for each in subjects):
+        nothing = np.full(dim, np.nan, np.float32)
+    return np.array([each.vectors.get(space, nothing) for each in subjects], np.float32)

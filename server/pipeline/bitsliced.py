@@ -21,7 +21,7 @@ from recserve.kernels.features import FeatureProgram, FeatureSchema
 from recserve.kernels.forest import Forest
 from recserve.server.bundle import layout
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
-from recserve.server.pipeline.inputs import RankingInputs, per_request
+from recserve.server.pipeline.inputs import RankingInputs
 from recserve.server.pipeline.item_bins import check_item_bins, features_read
 from recserve.server.pipeline.objectives import Objectives
 
@@ -68,7 +68,7 @@ class BitslicedRanker(Objectives):
             self._item_bins,
             batch.rows,
             batch.offsets,
-            request.compute(inputs.items, per_request(batch)),
+            request.of_requests(batch),
             cross.compute(inputs.items, batch),
         )
 

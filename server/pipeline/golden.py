@@ -133,7 +133,7 @@ class _Stages:
             space = self._bundle.spaces[name].spec
             expected = self._golden.array(f"embed.{name}", np.float32, self._count, space.dim)
             try:
-                found = tower.embed(**tower_users(subjects))
+                found = tower.embed(tower_users(subjects))
             except Exception as error:  # onnxruntime's errors share no narrower class
                 raise BundleGoldenError(
                     f"the golden requests' users have no vectors: {error}",

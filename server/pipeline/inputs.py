@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -51,16 +51,3 @@ class RankingInputs:
             schema: those features (`FeatureSchema.select`).
         """
         return assemble(schema, self.subjects, self.candidates, self.dims)
-
-
-def per_request(batch: FeatureBatch) -> FeatureBatch:
-    """The same requests with one stand-in for their candidates: for features that do not depend on the candidate."""
-    requests = batch.time_us.size
-    nothing = np.empty((requests, 0), np.float32)
-    return replace(
-        batch,
-        offsets=np.arange(requests + 1),
-        rows=np.zeros(requests, np.int64),
-        source_scores=nothing,
-        source_ranks=nothing,
-    )

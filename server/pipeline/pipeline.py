@@ -95,7 +95,7 @@ class _Job:
     relevance: NDArray[np.float64] | None = None
     times: StageTimes = field(default_factory=StageTimes)
     outcome: Result | Exception | None = None
-    gone: Callable[[], bool] = field(default=lambda: False)
+    gone: Callable[[], bool] | None = None
 
     @property
     def query(self) -> Query:
@@ -103,10 +103,11 @@ class _Job:
 
     def wanted(self, stage: str) -> bool:
         """Whether somebody still waits for the answer; if not, that is the outcome, and no further work is done."""
-        if self.outcome is None and self.gone():
-            self.outcome = CallerGoneError(stage)
-        if self.outcome is None and self.query.expired():
-            self.outcome = DeadlineExpiredError(stage)
+        if self.outcome is None:
+            if self.gone is not None and self.gone():
+                self.outcome = CallerGoneError(stage)
+            elif self.query.expired():
+                self.outcome = DeadlineExpiredError(stage)
         return self.outcome is None
 
 
@@ -133,6 +134,7 @@ class Pipeline:
         self.sources = tuple(self._sources)
         self._similar = Similar(comparable, engines.searchers)
         self._items = item_arrays(bundle)
+        self._ranked_spaces = bundle.schema.spaces if self.objectives else ()
         self._dims = {name: space.dim for name, space in bundle.spaces.items()}
         events = bundle.schema.event_types
         self._purchase_code = events.index(PURCHASE_EVENT) if PURCHASE_EVENT in events else -1
@@ -216,7 +218,7 @@ class Pipeline:
         users = [subject(state, self.bundle.catalogue, context=nowhere, time_us=0) for state in states]
         for tower in self.engines.towers.values():
             if users and tower.keeps:
-                tower.embed(**tower_users(users))
+                tower.embed(tower_users(users))
 
     def _resolve(self, query: Query, state: UserState) -> Request:
         """The query's user in terms of this bundle's rows."""
@@ -238,11 +240,11 @@ class Pipeline:
         """Give every request its user's vector in the spaces that its sources and features need."""
         for name, space in self.bundle.spaces.items():
             wanting = [job.request for job in jobs if self._needs(job.request, name)]
-            known = [request for request in wanting if request.subject.known]
-            if name in self.engines.towers and known:
-                vectors = self.engines.towers[name].embed(**tower_users([request.subject for request in known]))
-                for request, vector in zip(known, vectors, strict=True):
-                    request.subject.vectors[name] = vector
+            tower = self.engines.towers.get(name)
+            known = [request.subject for request in wanting if request.subject.known] if tower else []
+            if tower and known:
+                for user, vector in zip(known, tower.embed(tower_users(known)), strict=True):
+                    user.vectors[name] = vector
             for request in wanting:
                 if name not in request.subject.vectors:
                     _set_vector(request, space)
@@ -250,15 +252,14 @@ class Pipeline:
     def _needs(self, request: Request, space: str) -> bool:
         if request.query.kind is QueryKind.SIMILAR:
             return False
-        return space in request.weights or (bool(self.objectives) and space in self.bundle.schema.spaces)
+        return space in request.weights or space in self._ranked_spaces
 
     # ------------------------------------------------------------------------------------------------- retrieve
 
     def _retrieve(self, jobs: Sequence[_Job]) -> None:
         """Give every request its candidates, all of them passing its filter."""
         recommend = [job for job in jobs if job.query.kind is QueryKind.RECOMMEND]
-        proposals = self._ask_sources(recommend)
-        for job, mine in zip(recommend, proposals, strict=True):
+        for job, mine in zip(recommend, self._ask_sources(recommend), strict=True):
             job.candidates = self._merge(job, mine)
         for job in jobs:
             if job.query.kind is QueryKind.RANK:
@@ -273,14 +274,15 @@ class Pipeline:
 
         Jobs that want other numbers are asked for apart, because an approximate index finds other items with another k.
         """
+        asking: dict[tuple[str, int], list[int]] = {}
+        for index, job in enumerate(jobs):
+            for name in job.request.weights:
+                asking.setdefault((name, job.query.depth), []).append(index)
         proposals: list[dict[str, Proposal]] = [{} for _ in jobs]
-        for name, source in self._sources.items():
-            asking = [index for index, job in enumerate(jobs) if name in job.request.weights]
-            for k in {jobs[index].query.depth for index in asking}:
-                group = [index for index in asking if jobs[index].query.depth == k]
-                found = source.propose([jobs[index].request for index in group], k)
-                for index, proposal in zip(group, found, strict=True):
-                    proposals[index][name] = proposal
+        for (name, k), group in asking.items():
+            found = self._sources[name].propose([jobs[index].request for index in group], k)
+            for index, proposal in zip(group, found, strict=True):
+                proposals[index][name] = proposal
         return proposals
 
     def _merge(self, job: _Job, proposals: Mapping[str, Proposal]) -> Candidates:
@@ -341,13 +343,14 @@ class Pipeline:
         query, candidates = job.query, job.candidates
         scores = self._fresh_scores(job)
         chosen, relaxed = self.choose(scores, candidates.rows, query.count, query.rerank)
-        rows, ranks = candidates.rows[chosen], candidates.ranks[chosen]
+        # `take` is several times as quick as an index into an array of two axes.
+        rows, ranks = candidates.rows[chosen], candidates.ranks.take(chosen, axis=0)
         return Result(
             rows=rows,
             scores=scores[chosen],
             relevance=None if job.relevance is None else job.relevance[chosen],
             sources=candidates.sources,
-            source_scores=candidates.scores[chosen],
+            source_scores=candidates.scores.take(chosen, axis=0),
             source_ranks=ranks,
             reasons=self._reasons(job, rows, ranks) if query.reasons else (),
             cold_start=not job.request.state.known,

@@ -7,6 +7,7 @@ item, or has found too few, the search is exact. Whatever the filter, exactly mi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -77,28 +78,32 @@ class IndexSearcher:
 
     def search(self, queries: Vectors, k: int, masks: Sequence[Mask | None]) -> list[Found]:
         """See Searcher.search."""
-        check_search(self._vectors, queries, k, masks)
+        magnitudes = check_search(self._vectors, queries, k, masks)
         items = len(self._vectors)
         passing = [items if mask is None else bitmaps.count(mask) for mask in masks]
         wanted = [min(k, each) for each in passing]
         found: dict[int, Found] = {}
         # All items tie for a zero query, and an index breaks ties in its own order.
-        able = np.flatnonzero(queries.any(axis=1)).tolist()
+        able = [i for i, magnitude in enumerate(magnitudes) if magnitude > 0]
         for widening in WIDENINGS:
-            reach = [min(widening * w * items // max(p, 1), items) for w, p in zip(wanted, passing, strict=True)]
-            asked = [i for i in able if i not in found and self._pays(wanted[i], reach[i], passing[i])]
+            asked, reach = [], []
+            for i in able:
+                far = min(widening * wanted[i] * items // max(passing[i], 1), items)
+                if i not in found and self._pays(wanted[i], far, passing[i]):
+                    asked.append(i)
+                    reach.append(far)
             if asked:
                 answers = self._index.find(
                     queries if len(asked) == len(queries) else queries[asked],
                     [wanted[i] for i in asked],
-                    [reach[i] for i in asked],
+                    reach,
                     [masks[i] for i in asked],
                 )
                 found |= {i: each for i, each in zip(asked, answers, strict=True) if each[0].size == wanted[i]}
             if len(found) == len(queries):
                 break
-        left = [i for i in range(len(queries)) if i not in found]
-        if left:
+        else:
+            left = [i for i in range(len(queries)) if i not in found]
             exact = kernel.search(self._vectors, queries[left], k, [masks[i] for i in left])
             found |= dict(zip(left, exact, strict=True))
         return [found[i] for i in range(len(queries))]
@@ -127,16 +132,19 @@ def open_searcher(space: Space, device: str) -> Searcher:
     return IndexSearcher(space.vectors, open_index(space))
 
 
-def check_search(vectors: Vectors, queries: Vectors, k: int, masks: Sequence[Mask | None]) -> None:
-    """Refuse what no search can answer; see Searcher.search."""
+def check_search(vectors: Vectors, queries: Vectors, k: int, masks: Sequence[Mask | None]) -> list[float]:
+    """Refuse what no search can answer; see Searcher.search.
+
+    Returns:
+        The largest magnitude among each query's elements.
+    """
     items, dim = vectors.shape
     if queries.ndim != 2 or queries.shape[1] != dim or queries.dtype != np.float32:
         raise ValueError(f"queries must be float32 [B, {dim}], found {queries.dtype} {list(queries.shape)}")
-    finite = np.isfinite(queries)
-    if not finite.all():
-        raise ValueError(
-            f"query {int(np.argmin(finite.all(axis=1)))} is not finite: a user without a vector has no nearest items"
-        )
+    magnitudes: list[float] = np.maximum.reduce(np.abs(queries), axis=1).tolist()  # NaN is the largest
+    for position, magnitude in enumerate(magnitudes):
+        if not math.isfinite(magnitude):
+            raise ValueError(f"query {position} is not finite: a user without a vector has no nearest items")
     if k < 0:
         raise ValueError(f"k must not be negative, found {k}")
     if len(masks) != len(queries):
@@ -145,6 +153,7 @@ def check_search(vectors: Vectors, queries: Vectors, k: int, masks: Sequence[Mas
     for position, mask in enumerate(masks):
         if mask is not None and (mask.shape != (words,) or mask.dtype != np.uint64):
             raise ValueError(f"mask {position} must be uint64 [{words}], found {mask.dtype} {list(mask.shape)}")
+    return magnitudes
 
 
 def recall_at_k(

@@ -80,10 +80,10 @@ class TowerUsers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Values:
-    """Some rows of one column: the values, where there is one, and what they are."""
+    """Some rows of one column: the values, where there is none (None: there always is), and what they are."""
 
     values: NDArray[np.generic]
-    present: NDArray[np.bool_]
+    missing: NDArray[np.bool_] | None
     content: Content
 
 
@@ -116,7 +116,8 @@ class UserFeed:
     def __init__(self, tower: manifest_pb2.Tower, layout: ColumnLayout, columns: Mapping[str, Column]) -> None:
         self._columns = columns
         self._inputs = [
-            (spec, _by_type(spec.columns, layout) if spec.kind == manifest_pb2.COLUMNS else ()) for spec in tower.inputs
+            (_Input.of(spec), _by_type(spec.columns, layout) if spec.kind == manifest_pb2.COLUMNS else ())
+            for spec in tower.inputs
         ]
 
     def fill(self, users: TowerUsers) -> Feed:
@@ -124,7 +125,7 @@ class UserFeed:
         feed: Feed = {}
         for spec, groups in self._inputs:
             if groups:
-                parts = ((each.places, _user_values(each.type, each.columns, users)) for each in groups)
+                parts = [(each.places, _user_values(each, users)) for each in groups]
                 feed[spec.name] = _fill_columns(spec, users.time_us.size, parts)
             else:
                 feed[spec.name] = _fill_recent(spec, self._columns, users)
@@ -132,22 +133,60 @@ class UserFeed:
 
 
 @dataclass(frozen=True, slots=True)
+class _Input:
+    """An input of a tower: what its message says, which to read from there takes as long as to fill it."""
+
+    name: str
+    kind: int
+    columns: tuple[str, ...]
+    length: int
+    rank: int
+    dtype: type[np.float32 | np.int64]
+    offset: int
+    nothing: float
+    """What stands for a missing value."""
+
+    @staticmethod
+    def of(spec: manifest_pb2.TowerInput) -> _Input:
+        whole = spec.dtype == manifest_pb2.INT64
+        return _Input(
+            name=spec.name,
+            kind=spec.kind,
+            columns=tuple(spec.columns),
+            length=spec.length,
+            rank=spec.rank,
+            dtype=np.int64 if whole else np.float32,
+            offset=spec.offset,
+            nothing=0 if whole and math.isnan(spec.missing) else spec.missing,
+        )
+
+
+_Places: TypeAlias = slice | list[int]
+"""Columns of an array; neighbours are a slice, which NumPy takes in a tenth of the time."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Group:
     """The columns of one type among those of an input: where they stand there, and in `ColumnValues`."""
 
     type: ColumnType
-    places: list[int]
-    columns: list[int]
+    places: _Places
+    columns: _Places
 
 
 def _by_type(names: Sequence[str], layout: ColumnLayout) -> Sequence[_Group]:
-    groups: dict[ColumnType, _Group] = {}
+    groups: dict[ColumnType, tuple[list[int], list[int]]] = {}
     for place, name in enumerate(names):
         kind, column = layout[name]
-        group = groups.setdefault(kind, _Group(kind, [], []))
-        group.places.append(place)
-        group.columns.append(column)
-    return tuple(groups.values())
+        places, columns = groups.setdefault(kind, ([], []))
+        places.append(place)
+        columns.append(column)
+    return [_Group(kind, _places(places), _places(columns)) for kind, (places, columns) in groups.items()]
+
+
+def _places(columns: list[int]) -> _Places:
+    neighbours = range(columns[0], columns[0] + len(columns))
+    return slice(neighbours.start, neighbours.stop) if columns == list(neighbours) else columns
 
 
 def item_feed(tower: manifest_pb2.Tower, columns: Mapping[str, Column], rows: NDArray[np.int64]) -> Feed:
@@ -166,38 +205,30 @@ def item_feed(tower: manifest_pb2.Tower, columns: Mapping[str, Column], rows: ND
             rows.size,
             (([at], _item_values(columns[name], each, no_time)) for at, name in enumerate(spec.columns)),
         )
-        for spec in tower.inputs
+        for spec in map(_Input.of, tower.inputs)
     }
 
 
-def _fill_columns(
-    spec: manifest_pb2.TowerInput, rows: int, parts: Iterable[tuple[list[int], _Values]]
-) -> NDArray[np.generic]:
+def _fill_columns(spec: _Input, rows: int, parts: Iterable[tuple[_Places, _Values]]) -> NDArray[np.generic]:
     """The columns of an input, some at a time: where they stand in it, and their values, [rows, places]."""
-    filled = _empty(spec, (rows, len(spec.columns)))
+    filled = np.empty((rows, len(spec.columns)), spec.dtype)
     for places, values in parts:
-        part = _empty(spec, (rows, len(places)))
-        _write(spec, part, values)
-        filled[:, places] = part
+        filled[:, places] = _written(spec, values)
     return filled if spec.rank == 2 else filled[:, 0]
 
 
-def _fill_recent(
-    spec: manifest_pb2.TowerInput, columns: Mapping[str, Column], users: TowerUsers
-) -> NDArray[np.generic]:
+def _fill_recent(spec: _Input, columns: Mapping[str, Column], users: TowerUsers) -> NDArray[np.generic]:
     rows = _recent_rows(users, spec.length)
     held = rows >= 0
     if spec.kind == manifest_pb2.RECENT_ITEMS:
-        filled = _empty(spec, rows.shape)
+        filled = np.full(rows.shape, spec.nothing, spec.dtype)
         times = np.broadcast_to(users.time_us[:, np.newaxis], rows.shape)[held]
-        flat = filled[held]
-        _write(spec, flat, _recent_values(spec, columns, rows[held], times))
-        filled[held] = flat
+        filled[held] = _written(spec, _recent_values(spec, columns, rows[held], times))
         return filled
     if spec.kind == manifest_pb2.RECENT_MASK:
-        return held.astype(_dtype(spec))
+        return held.astype(spec.dtype)
     counts: NDArray[np.int64] = held.sum(axis=1, keepdims=spec.rank == 2)
-    return counts.astype(_dtype(spec))
+    return counts.astype(spec.dtype)
 
 
 def _recent_rows(users: TowerUsers, length: int) -> NDArray[np.int64]:
@@ -210,21 +241,21 @@ def _recent_rows(users: TowerUsers, length: int) -> NDArray[np.int64]:
 
 
 def _recent_values(
-    spec: manifest_pb2.TowerInput, columns: Mapping[str, Column], rows: NDArray[np.int64], times: NDArray[np.int64]
+    spec: _Input, columns: Mapping[str, Column], rows: NDArray[np.int64], times: NDArray[np.int64]
 ) -> _Values:
     if spec.columns:
         return _item_values(columns[spec.columns[0]], rows, times)
-    return _Values(rows, np.ones(rows.shape, np.bool_), "row")
+    return _Values(rows, None, "row")
 
 
-def _user_values(kind: ColumnType, columns: list[int], users: TowerUsers) -> _Values:
-    if kind == "number":
-        return _numbers(users.user.numbers[:, columns])
-    if kind == "category":
-        return _codes(users.user.codes[:, columns])
-    if kind == "time":
-        return _days(users.user.times[:, columns], users.time_us[:, np.newaxis])
-    raise TypeError(f"user columns of type {kind} are no input of a tower")
+def _user_values(group: _Group, users: TowerUsers) -> _Values:
+    if group.type == "number":
+        return _numbers(users.user.numbers[:, group.columns])
+    if group.type == "category":
+        return _codes(users.user.codes[:, group.columns])
+    if group.type == "time":
+        return _days(users.user.times[:, group.columns], users.time_us[:, np.newaxis])
+    raise TypeError(f"user columns of type {group.type} are no input of a tower")
 
 
 def _item_values(column: Column, rows: NDArray[np.int64], times: NDArray[np.int64]) -> _Values:
@@ -236,43 +267,36 @@ def _item_values(column: Column, rows: NDArray[np.int64], times: NDArray[np.int6
         case TimeColumn():
             return _days(column.values[rows], times)
         case IntegerColumn():
-            return _Values(column.values[rows], np.ones(rows.shape, np.bool_), "integer")
+            return _Values(column.values[rows], None, "integer")
         case FlagColumn():
-            return _Values(column.values[rows], np.ones(rows.shape, np.bool_), "flag")
+            return _Values(column.values[rows], None, "flag")
     raise TypeError(f"item column {column.name!r} is no input of a tower: {type(column).__name__}")
 
 
 def _numbers(values: NDArray[np.float64]) -> _Values:
-    return _Values(values, ~np.isnan(values), "number")
+    return _Values(values, np.isnan(values), "number")
 
 
 def _codes(codes: NDArray[np.int32]) -> _Values:
-    return _Values(codes, codes != MISSING_CODE, "category")
+    return _Values(codes, codes == MISSING_CODE, "category")
 
 
 def _days(times: NDArray[np.int64], now: NDArray[np.int64]) -> _Values:
     """Days from `times` to `now`; computed in double, since the difference of extreme times overflows int64."""
     days = (now.astype(np.float64) - times.astype(np.float64)) / _MICROSECONDS_PER_DAY
-    return _Values(days, times != MISSING_TIME, "time")
+    return _Values(days, times == MISSING_TIME, "time")
 
 
-def _empty(spec: manifest_pb2.TowerInput, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """All missing."""
-    nothing = 0 if spec.dtype == manifest_pb2.INT64 and math.isnan(spec.missing) else spec.missing
-    return np.full(shape, nothing, _dtype(spec))
-
-
-def _write(spec: manifest_pb2.TowerInput, target: NDArray[np.generic], values: _Values) -> None:
-    """Put the values that are present into `target`; the others keep what stands for missing."""
-    present = values.values[values.present]
+def _written(spec: _Input, values: _Values) -> NDArray[np.generic]:
+    """Values as they stand in an input, what stands for missing ones in their places."""
+    found = values.values
     if values.content in _OFFSET_CONTENT:
-        present = present.astype(np.int64) + spec.offset
+        found = found.astype(np.int64) + spec.offset
     with np.errstate(over="ignore"):  # a number beyond float32 is infinite there
-        target[values.present] = present
-
-
-def _dtype(spec: manifest_pb2.TowerInput) -> np.dtype[np.generic]:
-    return np.dtype(np.float32 if spec.dtype == manifest_pb2.FLOAT32 else np.int64)
+        written = found.astype(spec.dtype)
+    if values.missing is not None:
+        written[values.missing] = spec.nothing
+    return written
 
 
 # --------------------------------------------------------------------------------------------------- checking inputs
@@ -473,7 +497,7 @@ class UserTower:
         limits: CacheLimits = NOTHING_KEPT,
     ) -> None:
         self._session = session
-        self._tower = tower
+        self._output = tower.output
         self._feed = UserFeed(tower, layout, columns)
         self._dim = dim
         self._normalized = normalized
@@ -489,15 +513,8 @@ class UserTower:
         """The vectors that are kept, and how often they were asked for."""
         return self._kept.stats
 
-    def embed(
-        self,
-        *,
-        user: ColumnValues,
-        recent_offsets: NDArray[np.int64],
-        recent_rows: NDArray[np.int64],
-        time_us: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """The users' vectors, [R, dim]; the arguments are those of `TowerUsers`.
+    def embed(self, users: TowerUsers) -> NDArray[np.float32]:
+        """The users' vectors, [R, dim].
 
         The network runs once for all users that are not in the cache, each distinct one taken once. A user's vector
         does not depend on who shares the run: see `try_sharing`.
@@ -505,8 +522,10 @@ class UserTower:
         Raises:
             TowerOutputError: a vector has another length than the space's, is not finite, or is not normalised.
         """
-        users = TowerUsers(user=user, recent_offsets=recent_offsets, recent_rows=recent_rows, time_us=time_us)
-        vectors = np.empty((time_us.size, self._dim), np.float32)
+        count = users.time_us.size
+        if count == 1 and not self.keeps:
+            return self._run(self._feed.fill(users), range(1))
+        vectors = np.empty((count, self._dim), np.float32)
         missing: dict[bytes, list[int]] = {}
         for row, key in enumerate(self._keys(users)):
             held = self._kept.get(key)
@@ -517,7 +536,7 @@ class UserTower:
         if missing:
             distinct = [rows[0] for rows in missing.values()]
             fresh = self._run(self._feed.fill(users), distinct)
-            if len(distinct) == time_us.size and not self.keeps:
+            if len(distinct) == count and not self.keeps:
                 return fresh
             for (key, rows), vector in zip(missing.items(), fresh, strict=True):
                 self._kept.put(key, vector.copy())  # not a view: it would keep the whole batch
@@ -526,15 +545,14 @@ class UserTower:
 
     def _keys(self, users: TowerUsers) -> list[bytes]:
         """Of each user: equal only where the network's inputs are. Lists of categories are no inputs of towers."""
+        parts: list[NDArray[Any]] = [users.user.numbers, users.user.codes, users.user.times]
+        if self._reads_times:
+            parts.append(users.time_us)
         keys = []
         for row, (start, end) in enumerate(pairwise(users.recent_offsets.tolist())):
-            content = blake2b(digest_size=16)
-            for part in (users.user.numbers, users.user.codes, users.user.times):
-                content.update(part[row].tobytes())
-            if self._reads_times:
-                content.update(users.time_us[row].tobytes())
-            content.update(users.recent_rows[start : min(end, start + self._recent)].tobytes())
-            keys.append(content.digest())
+            recent = users.recent_rows[start : min(end, start + self._recent)]
+            content = b"".join([*(part[row].tobytes() for part in parts), recent.tobytes()])
+            keys.append(blake2b(content, digest_size=16).digest() if self.keeps else content)
         return keys
 
     def _run(self, feed: Feed, rows: Sequence[int]) -> NDArray[np.float32]:
@@ -551,7 +569,8 @@ class UserTower:
     def _run_once(self, feed: Feed, rows: Sequence[int], *, shared: bool) -> NDArray[np.float32]:
         # The product of a single row takes another algorithm than that of several: a single row runs as two.
         taken = [rows[0], rows[0]] if shared and len(rows) == 1 else rows
-        vectors = run_tower(self._session, self._tower.output, {name: values[taken] for name, values in feed.items()})
+        taken_feed = {name: values.take(taken, axis=0) for name, values in feed.items()}
+        vectors = run_tower(self._session, self._output, taken_feed)
         if vectors.shape[1] != self._dim:
             raise TowerOutputError(f"{self._what} gives {vectors.shape[1]} dimensions, the space has {self._dim}")
         return vectors[: len(rows)]
@@ -605,19 +624,19 @@ def open_user_tower(bundle: Bundle, space: str, device: str, limits: CacheLimits
         name=space,
         limits=limits,
     )
-    _try_on(tower.file, lambda: opened.embed(**_nobody(layout)))
+    _try_on(tower.file, lambda: opened.embed(_nobody(layout)))
     _try_on(tower.file, lambda: opened.try_sharing(_anybody(bundle, SHARED_ROWS)))
     return opened
 
 
-def _nobody(layout: ColumnLayout) -> dict[str, Any]:
-    """Arguments of `UserTower.embed` for one user of whom nothing is known."""
-    return {
-        "user": ColumnValues.missing(layout, 1),
-        "recent_offsets": np.zeros(2, np.int64),
-        "recent_rows": np.empty(0, np.int64),
-        "time_us": np.zeros(1, np.int64),
-    }
+def _nobody(layout: ColumnLayout) -> TowerUsers:
+    """One user of whom nothing is known."""
+    return TowerUsers(
+        user=ColumnValues.missing(layout, 1),
+        recent_offsets=np.zeros(2, np.int64),
+        recent_rows=np.empty(0, np.int64),
+        time_us=np.zeros(1, np.int64),
+    )
 
 
 def _anybody(bundle: Bundle, count: int) -> TowerUsers:

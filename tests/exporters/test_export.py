@@ -172,7 +172,7 @@ def test_user_vectors_are_those_of_onnxruntime(
     """The network's inputs are filled here from the source tables, by hand."""
     work = all_work(pipeline, users, shop_work)
     subjects: list[Subject] = [who for who, _ in pipeline.retrieve(work)]
-    found = pipeline.engines.towers["ann"].embed(**tower_users(subjects))
+    found = pipeline.engines.towers["ann"].embed(tower_users(subjects))
     session = onnxruntime.InferenceSession(complete.shop.root / "user.onnx", providers=["CPUExecutionProvider"])
     tables = {
         name: pyarrow.parquet.read_table(complete.shop.root / f"{name}.parquet")

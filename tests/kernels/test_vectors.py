@@ -96,6 +96,31 @@ def test_top_k_is_the_head_of_the_sorted_list(vectors, data, n, k):
     assert (best_rows.dtype, best_scores.dtype) == (np.int64, np.float32)
 
 
+LENGTHS = [1.0, 1.0 + 0.9e-4, 1.0 - 0.9e-4, 1.0 + 1.1e-4, 1.0 - 1.1e-4, 0.0, 3.4e38]
+
+
+@given(rows=st.integers(0, 6), dim=DIMS, data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_the_first_bad_vector_is_found(vectors, rows, dim, data):
+    table = np.zeros((rows, dim), np.float32)
+    for row in table:
+        row[data.draw(st.integers(0, dim - 1))] = data.draw(st.sampled_from([*LENGTHS, np.nan, np.inf, -np.inf]))
+    finite = [bool(np.isfinite(row).all()) for row in table]
+    unit = [bool(abs(np.abs(row).max() - 1) < 1e-4) for row in table]
+    assert vectors.first_bad_vector(table, 1e-4) == next((i for i in range(rows) if not unit[i]), -1)
+    assert vectors.first_bad_vector(table, np.inf) == next((i for i in range(rows) if not finite[i]), -1)
+
+
+def test_lengths_are_of_the_whole_vector(vectors):
+    table = clustered(20, 128)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    assert vectors.first_bad_vector(table, 1e-4) == -1
+    table[7] *= np.float32(1.001)
+    assert vectors.first_bad_vector(table, 1e-4) == 7
+    table[5, 127] = np.nan
+    assert vectors.first_bad_vector(table, np.inf) == 5
+
+
 @pytest.mark.parametrize("dim", DIMS_TO_COMPARE)
 def test_scores_are_inner_products(vectors, dim):
     table, query = clustered(50, dim), clustered(1, dim, seed=1)[0]

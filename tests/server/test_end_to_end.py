@@ -28,7 +28,7 @@ from recserve.server.config import Settings, load_settings
 from recserve.server.pipeline.assemble import tower_users
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
 from recserve.server.pipeline.ranker import ENGINES, RankerEngine
-from recserve.server.pipeline.towers import TowerUsers, user_feed
+from recserve.server.pipeline.towers import user_feed
 from recserve.server.pipeline.types import History, Result, UserState
 from recserve.server.rpc.convert import Converter
 from recserve.v1 import recommender_pb2 as pb
@@ -195,7 +195,7 @@ def test_margins_are_lightgbms_and_user_vectors_onnxruntimes(
 
     tower = bundle.spaces["ann"].spec.user_tower
     session = onnxruntime.InferenceSession(bundle.file(tower.file), providers=["CPUExecutionProvider"])
-    feed = user_feed(tower, bundle.schema.user_layout, bundle.catalogue.columns, TowerUsers(**tower_users(subjects)))
+    feed = user_feed(tower, bundle.schema.user_layout, bundle.catalogue.columns, tower_users(subjects))
     # A product of one row adds in another order than one of several: where users share runs, one alone runs as two.
     height = 2 if pipeline.engines.towers["ann"].shares_runs else 1
     for row, who in enumerate(subjects):

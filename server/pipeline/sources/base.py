@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from recserve.server.pipeline.types import Query, Reason, Rows, UserState, no_ro
 _FIRST_PIECE: Final = 256
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Request:
     """One request on its way through the stages: the query, the user, and what the stages have found so far."""
 
@@ -26,20 +25,25 @@ class Request:
     state: UserState
     subject: Subject
     filters: Filters
+    weights: dict[str, float] = field(init=False)
+    """By source, of those that are asked; a weight of 0 is the same as not asking."""
+    # Not a cached_property: those of Python 3.11 take a lock that all requests share.
+    _mask: Mask | None = field(init=False, default=None)
+    _has_mask: bool = field(init=False, default=False)
 
-    @cached_property
-    def weights(self) -> dict[str, float]:
-        """By source, of those that are asked; a weight of 0 is the same as not asking."""
-        return {quota.source: quota.weight for quota in self.query.quotas if quota.weight > 0}
+    def __post_init__(self) -> None:
+        self.weights = {quota.source: quota.weight for quota in self.query.quotas if quota.weight > 0}
 
-    @cached_property
+    @property
     def mask(self) -> Mask | None:
         """The request's filter over all items, None where all pass; made when the first source needs it."""
-        return self.filters.mask(self.query.filter, self.subject, self.state)
+        if not self._has_mask:
+            self._mask, self._has_mask = self.filters.mask(self.query.filter, self.subject, self.state), True
+        return self._mask
 
     def passing(self, rows: Rows) -> NDArray[np.bool_]:
         """Which of `rows` pass the filter, without looking at the rest of the catalogue unless that is done already."""
-        if "mask" in self.__dict__:
+        if self._has_mask:
             return self.passing_by_mask(rows)
         return self.filters.passing(self.query.filter, self.subject, self.state, rows)
 
@@ -49,7 +53,8 @@ class Request:
 
     def release(self) -> None:
         """Give the mask back; nothing may hold it any longer."""
-        self.filters.release(self.__dict__.pop("mask", None))
+        self.filters.release(self._mask)
+        self._mask, self._has_mask = None, False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,14 +24,15 @@ class SpaceSource:
 
     def propose(self, requests: Sequence[Request], k: int) -> list[Proposal]:
         """One search for all requests that have a vector in this space."""
-        proposals = [Proposal.nothing()] * len(requests)
-        able = [index for index, request in enumerate(requests) if self.name in request.subject.vectors]
-        if able:
-            queries = np.stack([requests[index].subject.vectors[self.name] for index in able])
-            found = self._searcher.search(queries, k, [requests[index].mask for index in able])
-            for index, (rows, scores) in zip(able, found, strict=True):
-                proposals[index] = Proposal(rows, scores)
-        return proposals
+        able = [request for request in requests if self.name in request.subject.vectors]
+        if not able:
+            return [Proposal.nothing()] * len(requests)
+        queries = np.array([request.subject.vectors[self.name] for request in able])
+        found = iter(self._searcher.search(queries, k, [request.mask for request in able]))
+        return [
+            Proposal(*next(found)) if self.name in request.subject.vectors else Proposal.nothing()
+            for request in requests
+        ]
 
     def reason(self, subject: Subject, row: int) -> Reason | None:  # noqa: ARG002  the same for all
         """Near the user's vector."""

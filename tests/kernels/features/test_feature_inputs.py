@@ -139,6 +139,20 @@ def test_bad_columns(program, shop_items, shop_batch, scope, case):
         program.compute(shop_items, batch)
 
 
+@pytest.mark.parametrize("scope", ["user", "context"])
+@pytest.mark.parametrize("case", BAD_COLUMNS)
+def test_bad_columns_of_requests(schema, cardinalities, shop_batch, scope, case):
+    change, error, message = case
+    batch = replace(shop_batch, **{scope: replace(getattr(shop_batch, scope), **change)})
+    with pytest.raises(error, match=f"batch.{scope}.{message}"):
+        FeatureProgram(schema.select([1]), cardinalities).of_requests(batch)
+
+
+def test_features_of_candidates_are_none_of_requests(program, shop_batch):
+    with pytest.raises(ValueError, match="depends on the candidate"):
+        program.of_requests(shop_batch)
+
+
 BAD_ITEMS = [
     ({"features": np.ones((4, 2), np.float32)}, ValueError, "items.features"),
     ({"features": np.ones((4, 3))}, TypeError, "items.features"),

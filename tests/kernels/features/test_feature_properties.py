@@ -227,6 +227,18 @@ def test_a_request_alone_equals_itself_in_a_batch(schema, requests, seed):
         assert_same_bits(alone, together[batch.offsets[r] : batch.offsets[r + 1]])
 
 
+@settings(max_examples=60, deadline=None)
+@given(schema=schemas(), requests=st.integers(0, 4), seed=st.integers(0, 2**32))
+def test_features_of_requests_are_those_of_their_candidates(schema, requests, seed):
+    schema = schema.select(column for column, scope in enumerate(schema.scopes) if scope == "request")
+    random = Random(schema, seed)
+    arrays = random.items(8)
+    batch = random.batch(arrays, requests)
+    program = FeatureProgram(schema, VOCABULARIES)
+    repeated = np.repeat(program.of_requests(batch), np.diff(batch.offsets), axis=0)
+    assert_same_bits(repeated, program.compute(arrays, batch))
+
+
 def whole_schema() -> FeatureSchema:
     """Every operation on every combination of operands."""
     user = columns_of("user", ["number", "category", "category", "time", "categories", "categories"])

@@ -272,21 +272,12 @@ def a_user_tower(path: Path, *, normalized: bool = True, dim: int = DIM) -> User
     return UserTower(session, TOWER, layout=LAYOUT, columns=ITEMS, dim=dim, normalized=normalized, name="ann")
 
 
-def embed(tower: UserTower, users: TowerUsers) -> np.ndarray:
-    return tower.embed(
-        user=users.user,
-        recent_offsets=users.recent_offsets,
-        recent_rows=users.recent_rows,
-        time_us=users.time_us,
-    )
-
-
 def test_vectors_are_onnxruntimes(tmp_path: Path, users: TowerUsers) -> None:
     path = network(tmp_path / "user.onnx")
     numbers = np.array([[30, 1e3], [0, 2e3], [0, 0]], np.float32)
     recent = np.array([[4, 2, 1], [5, 0, 0], [0, 0, 0]])
     expected = onnxruntime.InferenceSession(path).run(["out"], {"numbers": numbers, "recent": recent})[0]
-    np.testing.assert_allclose(embed(a_user_tower(path), users), expected, atol=1e-6)
+    np.testing.assert_allclose(a_user_tower(path).embed(users), expected, atol=1e-6)
 
 
 def random_users(count: int) -> TowerUsers:
@@ -316,9 +307,9 @@ def alone(users: TowerUsers, user: int) -> TowerUsers:
 def test_a_users_vector_does_not_depend_on_batch_mates_or_threads(tmp_path: Path) -> None:
     tower = a_user_tower(network(tmp_path / "user.onnx"))
     users = random_users(40)
-    together = embed(tower, users)
+    together = tower.embed(users)
     with ThreadPoolExecutor(4) as pool:
-        one_by_one = list(pool.map(lambda user: embed(tower, alone(users, user))[0], range(40)))
+        one_by_one = list(pool.map(lambda user: tower.embed(alone(users, user))[0], range(40)))
     np.testing.assert_array_equal(together, one_by_one)
 
 
@@ -372,11 +363,11 @@ def counting_tower(path: Path, limits: CacheLimits = NOTHING_KEPT) -> tuple[User
 def test_a_micro_batch_is_one_run(tmp_path: Path) -> None:
     tower, session = counting_tower(wide_network(tmp_path / "user.onnx"))
     users = random_users(70)
-    together = embed(tower, users)
+    together = tower.embed(users)
     expected = [32, 32, 6] if tower.shares_runs else [1] * 70  # some processor may not allow it
     assert session.heights == expected
     with ThreadPoolExecutor(4) as pool:
-        one_by_one = list(pool.map(lambda user: embed(tower, alone(users, user))[0], range(70)))
+        one_by_one = list(pool.map(lambda user: tower.embed(alone(users, user))[0], range(70)))
     np.testing.assert_array_equal(together, one_by_one)
 
 
@@ -393,8 +384,8 @@ def test_a_network_of_lookups_shares_its_runs_anywhere(tmp_path: Path) -> None:
     tensors = [numpy_helper.from_array(table, "e"), numpy_helper.from_array(np.array([1]), "axis")]
     tower, session = counting_tower(save_network(tmp_path / "user.onnx", nodes, tensors))
     assert tower.shares_runs
-    embed(tower, random_users(70))
-    embed(tower, random_users(1))
+    tower.embed(random_users(70))
+    tower.embed(random_users(1))
     assert session.heights == [32, 32, 6, 2]
 
 
@@ -405,7 +396,7 @@ def test_rows_that_depend_on_one_another_run_alone(tmp_path: Path) -> None:
     tower.try_sharing(random_users(SHARED_ROWS))
     assert not tower.shares_runs
     session.heights.clear()
-    embed(tower, random_users(5))
+    tower.embed(random_users(5))
     assert session.heights == [1] * 5
 
 
@@ -418,10 +409,10 @@ def test_equal_users_of_a_batch_are_computed_once(tmp_path: Path) -> None:
         recent_rows=np.tile(users.recent_rows, 2),
         time_us=np.arange(6) * DAY,
     )
-    vectors = embed(tower, twice)
+    vectors = tower.embed(twice)
     assert sum(session.heights) == 3
     np.testing.assert_array_equal(vectors[:3], vectors[3:])
-    np.testing.assert_array_equal(vectors[:3], embed(tower, users))
+    np.testing.assert_array_equal(vectors[:3], tower.embed(users))
 
 
 def test_what_is_kept_is_what_would_be_computed(tmp_path: Path) -> None:
@@ -438,7 +429,7 @@ def test_what_is_kept_is_what_would_be_computed(tmp_path: Path) -> None:
             recent_rows=np.concatenate([each.recent_rows for each in some]),
             time_us=rng.integers(0, 1 << 50, 6),
         )
-        np.testing.assert_array_equal(embed(keeping, batch), embed(fresh, batch))
+        np.testing.assert_array_equal(keeping.embed(batch), fresh.embed(batch))
     assert keeping.kept.hits + keeping.kept.misses == 180
     assert keeping.kept.hits > 60
     assert keeping.kept.entries == 25
@@ -526,18 +517,18 @@ def test_no_users(tmp_path: Path) -> None:
         recent_rows=np.empty(0, np.int64),
         time_us=np.empty(0, np.int64),
     )
-    assert embed(a_user_tower(network(tmp_path / "user.onnx")), none).shape == (0, DIM)
+    assert a_user_tower(network(tmp_path / "user.onnx")).embed(none).shape == (0, DIM)
 
 
 def test_a_vector_that_is_none_is_an_error(tmp_path: Path, users: TowerUsers) -> None:
     plain = network(tmp_path / "plain.onnx", normalise=False)
     with pytest.raises(TowerOutputError, match=r"user tower of space 'ann': row 0 has length .* declared normalised"):
-        embed(a_user_tower(plain), users)
+        a_user_tower(plain).embed(users)
     with pytest.raises(TowerOutputError, match="gives 4 dimensions, the space has 7"):
-        embed(a_user_tower(plain, dim=7, normalized=False), users)
+        a_user_tower(plain, dim=7, normalized=False).embed(users)
     users.user.numbers[1] = 1e300
     with pytest.raises(TowerOutputError, match="row 1 is not finite"):
-        embed(a_user_tower(plain, normalized=False), users)
+        a_user_tower(plain, normalized=False).embed(users)
 
 
 def test_lengths_are_those_of_normalised_vectors() -> None:
@@ -573,8 +564,8 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
 
 def test_open(make_bundle: Callable[..., Bundle], tmp_path: Path, users: TowerUsers) -> None:
     path = network(tmp_path / "user.onnx")
-    vectors = embed(open_user_tower(make_bundle(path), "ann", "cpu"), users)
-    np.testing.assert_allclose(vectors, embed(a_user_tower(path), users), atol=1e-6)
+    vectors = open_user_tower(make_bundle(path), "ann", "cpu").embed(users)
+    np.testing.assert_allclose(vectors, a_user_tower(path).embed(users), atol=1e-6)
 
 
 def test_a_tower_of_another_dimension_is_refused(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from recserve.server.pipeline.assemble import subject, tower_users
 from recserve.server.pipeline.cache import NOTHING_KEPT, CacheLimits
 from recserve.server.pipeline.pipeline import Pipeline, open_engines
 from recserve.server.pipeline.search import Found, Mask, Searcher, Vectors
-from recserve.server.pipeline.towers import SHARED_ROWS, TowerUsers, UserTower, open_session
+from recserve.server.pipeline.towers import SHARED_ROWS, UserTower, open_session
 from recserve.server.pipeline.types import Query, QueryKind, Quota, UserState
 from recserve.server.state.embedded import EmbeddedStore, Users, open_users
 from recserve.v1 import recommender_pb2 as pb
@@ -132,7 +132,7 @@ def make_pipeline(bundle: Bundle, users: Users, squash: Any, tmp_path: Path) -> 
         )
         nowhere = ColumnValues.missing(bundle.schema.context_layout, 1)
         subjects = [subject(each, bundle.catalogue, context=nowhere, time_us=0) for each in some]
-        tower.try_sharing(TowerUsers(**tower_users(subjects)))
+        tower.try_sharing(tower_users(subjects))
         session.heights.clear()
         engines = open_engines(bundle, device="cpu")
         searchers = {name: CountingSearcher(each) for name, each in engines.searchers.items()}
