@@ -57,6 +57,7 @@ class Call:
     deadline: float
     """Both `time.monotonic()` seconds."""
     request_id: str
+    """Empty until the bytes are read."""
 
     def elapsed_us(self) -> int:
         """Microseconds since the bytes arrived."""
@@ -98,14 +99,14 @@ class RecommenderService:
             The response's bytes, or why there is none.
         """
         now = time.monotonic()
-        call = Call(now, now + (self._default_deadline_s if time_left is None else time_left), new_id())
+        call = Call(now, now + (self._default_deadline_s if time_left is None else time_left), "")
         known = _METHODS[method]
         try:
             request = _parse(known.request, payload)
-            call.request_id = usable_request_id(getattr(request, "request_id", "")) or call.request_id
+            call.request_id = usable_request_id(getattr(request, "request_id", "")) or new_id()
             response = await known.answer(self, request, call)
         except Exception as error:  # the one boundary at which errors become statuses
-            return status_of(error, call.request_id)
+            return status_of(error, call.request_id or new_id())
         return response.SerializeToString()
 
     async def drain(self) -> None:
@@ -226,8 +227,8 @@ class RecommenderService:
         states: dict[str, UserState] = {}
         reason = ""
         try:
-            async with asyncio.timeout(min(self._state_deadline_s, time_left)):
-                states = dict(zip(user_ids, await self._state.fetch(user_ids), strict=True))
+            fetched = await self._states(user_ids, min(self._state_deadline_s, time_left))
+            states = dict(zip(user_ids, fetched, strict=True))
         except TimeoutError:
             if time_left < self._state_deadline_s:
                 raise DeadlineExpiredError("state") from None
@@ -238,6 +239,14 @@ class RecommenderService:
         elapsed_us = round((time.monotonic() - started) * 1e6)
         degraded = (Degraded("state", reason),) if reason else ()
         return [_Fetched(states.get(job.query.user_id) or _unknown_user(job), elapsed_us, degraded) for job in jobs]
+
+    async def _states(self, user_ids: Sequence[str], seconds: float) -> list[UserState]:
+        """What the store says within the time; where it need not be waited for, no timer is set."""
+        states = self._state.fetch(user_ids)
+        if isinstance(states, list):
+            return states
+        async with asyncio.timeout(seconds):
+            return await states
 
     def _note_state(self, reason: str) -> None:
         """Log when the store stops answering and when it answers again, not every request in between."""
@@ -260,7 +269,11 @@ class RecommenderService:
         key = b"" if fetched.degraded else job.cache_key
         version = state_version(fetched.state) if key else b""
         held = self._answers.get(key, version, job.pipeline) if key else None
-        result, queue_us = (held, 0) if held is not None else await self._compute(admitted, fetched)
+        if held is not None:
+            result, queue_us = held, 0
+        else:
+            admitted.ticket.enqueue()
+            result, queue_us = await self._batcher.submit(job.pipeline, job.query, fetched.state)
         if key and held is None:
             self._answers.put(key, version, job.pipeline, result)
         if job.record_shown:
@@ -274,10 +287,6 @@ class RecommenderService:
             degraded=fetched.degraded,
             cache_hit=held is not None,
         )
-
-    async def _compute(self, admitted: _Admitted, fetched: _Fetched) -> tuple[Result, int]:
-        admitted.ticket.enqueue()
-        return await self._batcher.submit(admitted.job.pipeline, admitted.job.query, fetched.state)
 
     def _record_shown(self, job: Job, result: Result) -> None:
         """Remember the answer, off its road; the loop itself keeps no reference to a task."""
