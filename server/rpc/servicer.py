@@ -168,12 +168,13 @@ class RecommenderService:
     async def _answer(self, job: Job, call: Call) -> Answer:
         """The road of a single request."""
         with self._admit(job, call) as ticket:
-            [fetched] = await self._fetch([job], call)
+            fetched = await self._fetch([job.query.user_id], call)
             return await self._finish(_Admitted(job, ticket), fetched, call)
 
     def _admit(self, job: Job, call: Call) -> Ticket:
         """Who will probably be answered from the cache takes no place in the queue."""
-        return self._admission.admit(call.deadline, queued=not self._answers.holds(job.cache_key))
+        held = bool(job.cache_key) and self._answers.holds(job.cache_key)
+        return self._admission.admit(call.deadline, queued=not held)
 
     async def _admit_all(
         self, requests: Iterable[tuple[pb.RecommendRequest, str]], call: Call, tickets: ExitStack
@@ -194,10 +195,10 @@ class RecommenderService:
     ) -> pb.BatchRecommendResponse:
         """Each request's answer or status; state is fetched for all at once."""
         admitted = [entry for entry in entries if isinstance(entry, _Admitted)]
-        fetched = await self._fetch([entry.job for entry in admitted], call)
+        fetched = await self._fetch([entry.job.query.user_id for entry in admitted], call)
         response = pb.BatchRecommendResponse()
         async with asyncio.TaskGroup() as group:
-            road = [group.create_task(self._outcome(*each, call)) for each in zip(admitted, fetched, strict=True)]
+            road = [group.create_task(self._outcome(entry, fetched, call)) for entry in admitted]
             arriving = iter(road)
             for entry, request_id in zip(entries, ids, strict=True):
                 outcome = await next(arriving) if isinstance(entry, _Admitted) else entry
@@ -213,22 +214,21 @@ class RecommenderService:
             except Exception as error:  # it becomes the status of this request alone
                 return error
 
-    async def _fetch(self, jobs: Sequence[Job], call: Call) -> list[_Fetched]:
-        """The state of each job's user; where the store does not answer in time, as if nobody knew the user.
+    async def _fetch(self, user_ids: Iterable[str], call: Call) -> _Fetched:
+        """The users' states; where the store does not answer in time, none.
 
         Raises:
             DeadlineExpiredError: the caller's own deadline was over first, which says nothing of the store.
         """
-        user_ids = list(dict.fromkeys(job.query.user_id for job in jobs if job.query.user_id))
-        if not user_ids:
-            return [_Fetched(_unknown_user(job), 0, ()) for job in jobs]
+        wanted = [user_id for user_id in dict.fromkeys(user_ids) if user_id]
+        if not wanted:
+            return _Fetched({}, 0, ())
         started = time.monotonic()
         time_left = call.deadline - started
         states: dict[str, UserState] = {}
         reason = ""
         try:
-            fetched = await self._states(user_ids, min(self._state_deadline_s, time_left))
-            states = dict(zip(user_ids, fetched, strict=True))
+            states = dict(zip(wanted, await self._states(wanted, min(self._state_deadline_s, time_left)), strict=True))
         except TimeoutError:
             if time_left < self._state_deadline_s:
                 raise DeadlineExpiredError("state") from None
@@ -237,8 +237,7 @@ class RecommenderService:
             reason = "state_unavailable"
         self._note_state(reason)
         elapsed_us = round((time.monotonic() - started) * 1e6)
-        degraded = (Degraded("state", reason),) if reason else ()
-        return [_Fetched(states.get(job.query.user_id) or _unknown_user(job), elapsed_us, degraded) for job in jobs]
+        return _Fetched(states, elapsed_us, (Degraded("state", reason),) if reason else ())
 
     async def _states(self, user_ids: Sequence[str], seconds: float) -> list[UserState]:
         """What the store says within the time; where it need not be waited for, no timer is set."""
@@ -265,15 +264,16 @@ class RecommenderService:
                 "the request excludes what its user bought or was shown, and that cannot be had now: try again soon, "
                 "or ask without filter.exclude_purchased and filter.exclude_shown"
             )
+        state = fetched.states.get(job.query.user_id) or _unknown_user(job)
         # An answer that had to do without state is good for one moment only.
         key = b"" if fetched.degraded else job.cache_key
-        version = state_version(fetched.state) if key else b""
+        version = state_version(state) if key else b""
         held = self._answers.get(key, version, job.pipeline) if key else None
         if held is not None:
             result, queue_us = held, 0
         else:
             admitted.ticket.enqueue()
-            result, queue_us = await self._batcher.submit(job.pipeline, job.query, fetched.state)
+            result, queue_us = await self._batcher.submit(job.pipeline, job.query, state)
         if key and held is None:
             self._answers.put(key, version, job.pipeline, result)
         if job.record_shown:
@@ -309,7 +309,8 @@ class _Admitted(NamedTuple):
 
 
 class _Fetched(NamedTuple):
-    state: UserState
+    states: Mapping[str, UserState]
+    """By user, as far as the store answered."""
     elapsed_us: int
     degraded: tuple[Degraded, ...]
 
