@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from recserve.server.bundle.columns import Value
 from recserve.server.pipeline.types import Degraded, Result
@@ -15,8 +14,7 @@ from recserve.v1 import recommender_pb2 as pb
 Response: TypeAlias = pb.RecommendResponse | pb.SimilarItemsResponse | pb.RankItemsResponse
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answer:
+class Answer(NamedTuple):
     """A job's result with what happened around it. Times are microseconds."""
 
     job: Job

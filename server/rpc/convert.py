@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import DEFAULT_PLACEMENT, Settings
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from recserve.server.pipeline.pipeline import Pipeline
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Job:
+class Job(NamedTuple):
     """One request, ready to be answered."""
 
     bundle: str
@@ -219,8 +217,7 @@ class Converter:
         return behaviour, content
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Place:
+class _Place(NamedTuple):
     """Where a request is answered."""
 
     bundle: str
