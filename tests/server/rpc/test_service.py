@@ -491,7 +491,11 @@ def test_malformed_bytes(serve):
             for payload in (b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe", bytes(1000))
         ]
 
-    for (error, details), message_type in serve(scenario):
+    failed = serve(scenario)
+    ids = {unpack(details, "RequestInfo").request_id for (_, details), _ in failed}
+    assert len(ids) == len(failed), "each has an id of its own, though nobody can read whether its caller gave one"
+    assert "" not in ids
+    for (error, details), message_type in failed:
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert unpack(details, "ErrorInfo").reason in {"MALFORMED_REQUEST", "INVALID_REQUEST"}
         if unpack(details, "ErrorInfo").reason == "MALFORMED_REQUEST":
