@@ -119,7 +119,7 @@ class Snapshot:
             IndexError: no such row.
         """
         columns = self.columns.row(row)
-        part = slice(int(self.history.offsets[row]), int(self.history.offsets[row + 1]))
+        part = slice(*self.history.offsets[row : row + 2].tolist())
         return SnapshotUser(
             columns,
             self.history.keys[part],

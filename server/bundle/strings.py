@@ -117,11 +117,12 @@ class StringTable:
         return self._keys[rows]
 
     def _string(self, row: int) -> str:
-        start, stop = self._offsets[row], self._offsets[row + 1]
+        start, stop = self._offsets[row : row + 2].tolist()
         return str(self._bytes[start:stop], "utf-8")
 
     def _check_rows(self, rows: NDArray[np.int64]) -> None:
-        if len(rows) and rows.view(np.uint64).max() >= len(self):  # as unsigned, a negative row is beyond every table
+        unsigned = rows.view(np.uint64)  # a negative row is then beyond every table
+        if len(rows) and unsigned[unsigned.argmax()] >= len(self):
             raise IndexError(f"rows must be 0 to {len(self) - 1}, found {rows.min()} to {rows.max()}")
 
     def check(self, stem: str, *, block: int = checks.BLOCK) -> None:

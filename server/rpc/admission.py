@@ -91,10 +91,11 @@ class Admission:
         """
         if not self._open:
             raise NotReadyError("the server is draining; ask another replica")
-        _check_time_left(deadline)
         ticket = Ticket(self, deadline)
         if queued:
             ticket.enqueue()
+        else:
+            _check_time_left(deadline)
         self._admitted += 1
         self._empty.clear()
         return ticket

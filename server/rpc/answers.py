@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 from recserve.server.bundle.columns import Value
 from recserve.server.pipeline.types import Degraded, Result
@@ -14,8 +14,7 @@ from recserve.v1 import recommender_pb2 as pb
 Response: TypeAlias = pb.RecommendResponse | pb.SimilarItemsResponse | pb.RankItemsResponse
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answer:
+class Answer(NamedTuple):
     """A job's result with what happened around it. Times are microseconds."""
 
     job: Job
@@ -51,14 +50,15 @@ def fill_rank(response: pb.RankItemsResponse, answer: Answer) -> None:
 
 def _fill(response: Response, answer: Answer) -> None:
     """What all responses have. In place, because a message that is put into another is copied by way of its bytes."""
-    job = answer.job
+    job, result = answer.job, answer.result
     response.request_id = job.request_id
-    response.bundle.name, response.bundle.version = job.bundle, job.pipeline.bundle.version
-    for each in (*answer.degraded, *answer.result.degraded):
+    bundle = response.bundle
+    bundle.name, bundle.version = job.bundle, job.pipeline.bundle.version
+    for each in (*answer.degraded, *result.degraded):
         response.degraded.add(stage=each.stage, reason=each.reason)
     _fill_times(response.times, answer)
     response.recommendation_id = new_id()
-    _add_items(response, job, answer.result)
+    _add_items(response, job, result)
 
 
 def _fill_times(times: pb.StageTimes, answer: Answer) -> None:
@@ -69,27 +69,37 @@ def _fill_times(times: pb.StageTimes, answer: Answer) -> None:
 
 
 def _add_items(response: Response, job: Job, result: Result) -> None:
+    # Field by field, and each assigned: a loop over the sources of each item, or keyword arguments, take longer than
+    # what they write.
     catalogue = job.pipeline.bundle.catalogue
-    columns = [(name, catalogue.columns[name]) for name in job.fields]
-    rows, scores = result.rows.tolist(), result.scores.tolist()
-    relevance = None if result.relevance is None else result.relevance.tolist()
-    source_scores, source_ranks = result.source_scores.tolist(), result.source_ranks.tolist()
-    # Assigned one by one: keyword arguments of messages take several times as long.
-    for place, item_id in enumerate(catalogue.ids_of_rows(result.rows)):
-        item = response.items.add()
-        item.item_id, item.rank, item.score = item_id, place + 1, scores[place]
-        if relevance is not None:
-            item.relevance = relevance[place]
-        for name, score, rank in zip(result.sources, source_scores[place], source_ranks[place], strict=True):
+    add = response.items.add
+    items = [add() for _ in range(result.rows.size)]
+    for item, item_id, rank, score in zip(
+        items, catalogue.ids_of_rows(result.rows), range(1, len(items) + 1), result.scores.tolist(), strict=True
+    ):
+        item.item_id, item.rank, item.score = item_id, rank, score
+    if result.relevance is not None:
+        for item, relevance in zip(items, result.relevance.tolist(), strict=True):
+            item.relevance = relevance
+    _add_sources(items, result)
+    for item, reasons in zip(items, result.reasons, strict=True) if result.reasons else ():
+        for reason in reasons:
+            item.reasons.add(code=reason.code, parameters=reason.parameters)
+    for name in job.fields:
+        column = catalogue.columns[name]
+        for item, row in zip(items, result.rows.tolist(), strict=True):
+            if (value := column.value(row)) is not None:
+                set_value(item.fields[name], value)
+
+
+def _add_sources(items: Sequence[pb.Recommendation], result: Result) -> None:
+    """Those that proposed an item."""
+    scores, ranks = result.source_scores.T.tolist(), result.source_ranks.T.tolist()
+    for name, of_source, ranks_in_source in zip(result.sources, scores, ranks, strict=True):
+        for item, score, rank in zip(items, of_source, ranks_in_source, strict=True):
             if rank > 0:
                 source = item.sources.add()
                 source.name, source.score, source.rank = name, score, rank
-        for reason in result.reasons[place] if result.reasons else ():
-            item.reasons.add(code=reason.code, parameters=reason.parameters)
-        for name, column in columns:
-            value = column.value(rows[place])
-            if value is not None:
-                set_value(item.fields[name], value)
 
 
 def set_value(target: pb.AttributeValue, value: Value) -> None:

@@ -167,7 +167,7 @@ class Batcher:
 
     def _dispatch(self) -> None:
         self._dispatching = False
-        while self._idle and (batch := self._take()):
+        while self._idle and self._waiting and (batch := self._take()):
             self._idle -= 1
             self._batches.put(_Batch(batch, time.monotonic()))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import DEFAULT_PLACEMENT, Settings
@@ -16,17 +15,14 @@ from recserve.server.rpc import limits, validate
 from recserve.server.rpc.answer_cache import request_key
 from recserve.server.rpc.placements import Placement, Placements
 from recserve.server.rpc.problems import Problems, listed, quoted
-from recserve.server.rpc.resolve import Resolver
+from recserve.server.rpc.resolve import Request, Resolver
 from recserve.v1 import recommender_pb2 as pb
 
 if TYPE_CHECKING:
     from recserve.server.pipeline.pipeline import Pipeline
 
-Request: TypeAlias = pb.RecommendRequest | pb.SimilarItemsRequest | pb.RankItemsRequest
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Job:
+class Job(NamedTuple):
     """One request, ready to be answered."""
 
     bundle: str
@@ -46,8 +42,11 @@ class Job:
 
 
 def new_id() -> str:
-    """A unique id, for an answer or for a request that came without one."""
-    return secrets.token_hex(16)
+    """A unique id, for an answer or for a request that came without one.
+
+    Nobody has to be kept from guessing it, so it does not ask the system for randomness each time.
+    """
+    return f"{random.getrandbits(128):032x}"
 
 
 def usable_request_id(given: str) -> str:
@@ -89,7 +88,7 @@ class Converter:
             context=resolver.context(context),
             user_overrides=resolver.user_overrides(context),
             session_rows=resolver.known_rows(context.session_item_ids),
-            filter=resolver.filter(request.filter, context.country, has_user=True),
+            filter=resolver.filter(request, has_user=True),
             rerank=resolver.rerank(request),
             candidates=defaults.candidates,
             quotas=resolver.quotas(request.sources),
@@ -126,7 +125,7 @@ class Converter:
             user_overrides=resolver.user_overrides(context),
             session_rows=resolver.known_rows(context.session_item_ids),
             given_rows=given,
-            filter=resolver.filter(request.filter, context.country, has_user=bool(request.user_id)),
+            filter=resolver.filter(request, has_user=bool(request.user_id)),
             rerank=RerankOptions(),
             candidates=place.placement.settings.candidates,
             alpha=alpha,
@@ -161,7 +160,7 @@ class Converter:
             user_overrides=resolver.user_overrides(context),
             session_rows=resolver.known_rows(context.session_item_ids),
             given_rows=given,
-            filter=resolver.filter(request.filter, context.country, has_user=True),
+            filter=resolver.filter(request, has_user=True),
             rerank=resolver.rerank(request) if request.HasField("rerank") else resolver.by_score_alone(),
             candidates=given.size,
             reasons=request.reasons,
@@ -188,7 +187,8 @@ class Converter:
         placement = self._placement(request.context.placement, pipeline, problems)
         resolver = Resolver(pipeline, placement, problems)
         resolver.check_features(request.context)
-        needs_state = request.filter.exclude_purchased or request.filter.exclude_shown
+        wanted = request.filter
+        needs_state = wanted.exclude_purchased or wanted.exclude_shown
         return _Place(name, pipeline, placement, resolver, needs_state)
 
     def _placement(self, name: str, pipeline: Pipeline, problems: Problems) -> Placement:
@@ -217,8 +217,7 @@ class Converter:
         return behaviour, content
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Place:
+class _Place(NamedTuple):
     """Where a request is answered."""
 
     bundle: str

@@ -13,7 +13,7 @@ from recserve.server.bundle.reader import Bundle
 from recserve.server.config import PlacementSettings, Settings, SimilarSettings
 from recserve.server.pipeline.errors import Violation
 from recserve.server.pipeline.filters import PURCHASE_EVENT
-from recserve.server.pipeline.types import Cap, Freshness, Fusion, Quota, RerankOptions
+from recserve.server.pipeline.types import Cap, Freshness, Fusion, ItemFilter, Quota, RerankOptions
 from recserve.server.rpc.errors import PlacementError
 from recserve.server.rpc.problems import listed
 
@@ -45,6 +45,8 @@ class Placement:
     rerank: RerankOptions
     in_stock: bool
     context: ContextColumns
+    own_filters: dict[bool, ItemFilter]
+    """Of requests without a filter, by whether they have a user: made from the above when the first one comes."""
     problems: tuple[Violation, ...]
     """Settings that the bundle cannot serve, by their path in the configuration."""
 
@@ -108,6 +110,7 @@ def _resolve(name: str, settings: PlacementSettings, pipeline: Pipeline) -> Plac
         # True by default, so it cannot be a demand: a catalogue that does not know its stock is not filtered.
         in_stock=settings.in_stock and pipeline.bundle.catalogue.role("in_stock") is not None,
         context=_context_columns(pipeline.bundle),
+        own_filters={},
         problems=tuple(_problems(f"placements.{name}", settings, pipeline)),
     )
 

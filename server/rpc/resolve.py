@@ -7,8 +7,7 @@ reported as lacking, with what to export or leave out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,9 @@ from recserve.v1 import recommender_pb2 as pb
 
 if TYPE_CHECKING:
     from recserve.server.pipeline.pipeline import Pipeline
+
+Request: TypeAlias = pb.RecommendRequest | pb.SimilarItemsRequest | pb.RankItemsRequest
+"""Those that are resolved."""
 
 Override = float | int | tuple[int, ...]
 """A column's value as `ColumnValues.with_overrides` takes it."""
@@ -53,12 +55,13 @@ class Resolver:
     def context(self, context: pb.Context) -> ColumnValues:
         """One row of the schema's context columns: the fields of Context by name, then the overrides."""
         base = self._placement.context
-        codes = base.missing.codes.copy()
+        missing = base.missing
+        codes = missing.codes.copy()
         for name, column, vocabulary_of in base.fields:
             text = getattr(context, name)
             # A value that the models have not seen is missing to them.
             codes[0, column] = vocabulary_of.code(text.upper() if name == "country" else text)
-        filled = replace(base.missing, codes=codes)
+        filled = ColumnValues(missing.numbers, codes, missing.times, missing.list_codes, missing.list_offsets)
         layout = self._bundle.schema.context_layout
         return filled.with_overrides(layout, self._overrides(layout, context.features))
 
@@ -154,14 +157,22 @@ class Resolver:
 
     # ------------------------------------------------------------------------------------------- filter
 
-    def filter(self, wanted: pb.Filter, country: str, *, has_user: bool) -> ItemFilter:
+    def filter(self, request: Request, *, has_user: bool) -> ItemFilter:
         """The request's filter, with the placement's conditions where the request is silent.
 
         Args:
-            wanted: the request's.
-            country: the request's, empty where it has none.
+            request: with its filter, if any, and its country.
             has_user: whether there is a user whose purchases and exposures could be excluded.
         """
+        placement = self._placement
+        if request.HasField("filter") or placement.settings.in_region or placement.problems:
+            return self._filter(request.filter, request.context.country, has_user)
+        own = placement.own_filters
+        if has_user not in own:
+            own[has_user] = self._filter(request.filter, "", has_user)
+        return own[has_user]
+
+    def _filter(self, wanted: pb.Filter, country: str, has_user: bool) -> ItemFilter:
         self._check_price(wanted)
         return ItemFilter(
             exclude_rows=np.sort(self.known_rows(wanted.exclude_item_ids)),

@@ -57,6 +57,7 @@ class Call:
     deadline: float
     """Both `time.monotonic()` seconds."""
     request_id: str
+    """Empty until the bytes are read."""
 
     def elapsed_us(self) -> int:
         """Microseconds since the bytes arrived."""
@@ -98,14 +99,14 @@ class RecommenderService:
             The response's bytes, or why there is none.
         """
         now = time.monotonic()
-        call = Call(now, now + (self._default_deadline_s if time_left is None else time_left), new_id())
+        call = Call(now, now + (self._default_deadline_s if time_left is None else time_left), "")
         known = _METHODS[method]
         try:
             request = _parse(known.request, payload)
-            call.request_id = usable_request_id(getattr(request, "request_id", "")) or call.request_id
+            call.request_id = usable_request_id(getattr(request, "request_id", "")) or new_id()
             response = await known.answer(self, request, call)
         except Exception as error:  # the one boundary at which errors become statuses
-            return status_of(error, call.request_id)
+            return status_of(error, call.request_id or new_id())
         return response.SerializeToString()
 
     async def drain(self) -> None:
@@ -167,12 +168,13 @@ class RecommenderService:
     async def _answer(self, job: Job, call: Call) -> Answer:
         """The road of a single request."""
         with self._admit(job, call) as ticket:
-            [fetched] = await self._fetch([job], call)
+            fetched = await self._fetch([job.query.user_id], call)
             return await self._finish(_Admitted(job, ticket), fetched, call)
 
     def _admit(self, job: Job, call: Call) -> Ticket:
         """Who will probably be answered from the cache takes no place in the queue."""
-        return self._admission.admit(call.deadline, queued=not self._answers.holds(job.cache_key))
+        held = bool(job.cache_key) and self._answers.holds(job.cache_key)
+        return self._admission.admit(call.deadline, queued=not held)
 
     async def _admit_all(
         self, requests: Iterable[tuple[pb.RecommendRequest, str]], call: Call, tickets: ExitStack
@@ -193,10 +195,10 @@ class RecommenderService:
     ) -> pb.BatchRecommendResponse:
         """Each request's answer or status; state is fetched for all at once."""
         admitted = [entry for entry in entries if isinstance(entry, _Admitted)]
-        fetched = await self._fetch([entry.job for entry in admitted], call)
+        fetched = await self._fetch([entry.job.query.user_id for entry in admitted], call)
         response = pb.BatchRecommendResponse()
         async with asyncio.TaskGroup() as group:
-            road = [group.create_task(self._outcome(*each, call)) for each in zip(admitted, fetched, strict=True)]
+            road = [group.create_task(self._outcome(entry, fetched, call)) for entry in admitted]
             arriving = iter(road)
             for entry, request_id in zip(entries, ids, strict=True):
                 outcome = await next(arriving) if isinstance(entry, _Admitted) else entry
@@ -212,22 +214,21 @@ class RecommenderService:
             except Exception as error:  # it becomes the status of this request alone
                 return error
 
-    async def _fetch(self, jobs: Sequence[Job], call: Call) -> list[_Fetched]:
-        """The state of each job's user; where the store does not answer in time, as if nobody knew the user.
+    async def _fetch(self, user_ids: Iterable[str], call: Call) -> _Fetched:
+        """The users' states; where the store does not answer in time, none.
 
         Raises:
             DeadlineExpiredError: the caller's own deadline was over first, which says nothing of the store.
         """
-        user_ids = list(dict.fromkeys(job.query.user_id for job in jobs if job.query.user_id))
-        if not user_ids:
-            return [_Fetched(_unknown_user(job), 0, ()) for job in jobs]
+        wanted = [user_id for user_id in dict.fromkeys(user_ids) if user_id]
+        if not wanted:
+            return _Fetched({}, 0, ())
         started = time.monotonic()
         time_left = call.deadline - started
         states: dict[str, UserState] = {}
         reason = ""
         try:
-            async with asyncio.timeout(min(self._state_deadline_s, time_left)):
-                states = dict(zip(user_ids, await self._state.fetch(user_ids), strict=True))
+            states = dict(zip(wanted, await self._states(wanted, min(self._state_deadline_s, time_left)), strict=True))
         except TimeoutError:
             if time_left < self._state_deadline_s:
                 raise DeadlineExpiredError("state") from None
@@ -236,8 +237,15 @@ class RecommenderService:
             reason = "state_unavailable"
         self._note_state(reason)
         elapsed_us = round((time.monotonic() - started) * 1e6)
-        degraded = (Degraded("state", reason),) if reason else ()
-        return [_Fetched(states.get(job.query.user_id) or _unknown_user(job), elapsed_us, degraded) for job in jobs]
+        return _Fetched(states, elapsed_us, (Degraded("state", reason),) if reason else ())
+
+    async def _states(self, user_ids: Sequence[str], seconds: float) -> list[UserState]:
+        """What the store says within the time; where it need not be waited for, no timer is set."""
+        states = self._state.fetch(user_ids)
+        if isinstance(states, list):
+            return states
+        async with asyncio.timeout(seconds):
+            return await states
 
     def _note_state(self, reason: str) -> None:
         """Log when the store stops answering and when it answers again, not every request in between."""
@@ -256,11 +264,16 @@ class RecommenderService:
                 "the request excludes what its user bought or was shown, and that cannot be had now: try again soon, "
                 "or ask without filter.exclude_purchased and filter.exclude_shown"
             )
+        state = fetched.states.get(job.query.user_id) or _unknown_user(job)
         # An answer that had to do without state is good for one moment only.
         key = b"" if fetched.degraded else job.cache_key
-        version = state_version(fetched.state) if key else b""
+        version = state_version(state) if key else b""
         held = self._answers.get(key, version, job.pipeline) if key else None
-        result, queue_us = (held, 0) if held is not None else await self._compute(admitted, fetched)
+        if held is not None:
+            result, queue_us = held, 0
+        else:
+            admitted.ticket.enqueue()
+            result, queue_us = await self._batcher.submit(job.pipeline, job.query, state)
         if key and held is None:
             self._answers.put(key, version, job.pipeline, result)
         if job.record_shown:
@@ -274,10 +287,6 @@ class RecommenderService:
             degraded=fetched.degraded,
             cache_hit=held is not None,
         )
-
-    async def _compute(self, admitted: _Admitted, fetched: _Fetched) -> tuple[Result, int]:
-        admitted.ticket.enqueue()
-        return await self._batcher.submit(admitted.job.pipeline, admitted.job.query, fetched.state)
 
     def _record_shown(self, job: Job, result: Result) -> None:
         """Remember the answer, off its road; the loop itself keeps no reference to a task."""
@@ -300,7 +309,8 @@ class _Admitted(NamedTuple):
 
 
 class _Fetched(NamedTuple):
-    state: UserState
+    states: Mapping[str, UserState]
+    """By user, as far as the store answered."""
     elapsed_us: int
     degraded: tuple[Degraded, ...]
 

@@ -137,15 +137,17 @@ def _check_weights(field: str, weights: Sequence[tuple[str, float]], problems: P
 
 
 def _check_context(context: pb.Context, problems: Problems) -> None:
-    for name in ("placement", "device", "language"):
-        _check_text(f"context.{name}", getattr(context, name), problems)
+    _check_text("context.placement", context.placement, problems)
+    _check_text("context.device", context.device, problems)
+    _check_text("context.language", context.language, problems)
     country = context.country
     if country and not (len(country) == 2 and country.isascii() and country.isalpha()):
         problems.reject("context.country", f"must be two letters (ISO 3166-1 alpha-2), but is {quoted(country)}")
     if context.HasField("time"):
         _check_time(context, problems)
     _check_ids("context.session_item_ids", context.session_item_ids, limits.MAX_SESSION_ITEMS, problems)
-    _check_features(context.features, problems)
+    if context.features:
+        _check_features(context.features, problems)
 
 
 def _check_time(context: pb.Context, problems: Problems) -> None:

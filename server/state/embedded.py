@@ -82,7 +82,7 @@ class EmbeddedStore:
         """Answer from these users from now on; what was shown is kept."""
         self._users = users
 
-    async def fetch(self, user_ids: Sequence[str]) -> list[UserState]:
+    def fetch(self, user_ids: Sequence[str]) -> list[UserState]:
         """States in the order of `user_ids`; see StateStore."""
         if self._users is None:
             raise StateUnavailableError("users are still being loaded")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +23,11 @@ class StateStore(Protocol):
     deadline on purpose: the caller cancels, and a cancelled call leaves the store usable.
     """
 
-    async def fetch(self, user_ids: Sequence[str]) -> list[UserState]:
+    def fetch(self, user_ids: Sequence[str]) -> list[UserState] | Awaitable[list[UserState]]:
         """States in the order of `user_ids`; an unknown user has `known=False` and missing columns.
 
-        Recently shown items belong to an unknown user's state too.
+        A store that has them at hand returns them. One that has to wait for them returns what is to be awaited, as a
+        coroutine function does. Recently shown items belong to an unknown user's state too.
 
         Raises:
             StateUnavailableError: the store cannot be reached.

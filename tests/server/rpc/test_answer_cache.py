@@ -201,7 +201,7 @@ class Events:
     async def fetch(self, user_ids: list[str]) -> list[UserState]:
         if self.down:
             raise StateUnavailableError("down")
-        states = await self._store.fetch(user_ids)
+        states = self._store.fetch(user_ids)
         return [self._with_events(user, state) for user, state in zip(user_ids, states, strict=True)]
 
     def _with_events(self, user: str, state: UserState) -> UserState:

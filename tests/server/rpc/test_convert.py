@@ -377,6 +377,35 @@ def test_a_placement_fills_in_what_the_request_leaves_out(convert):
     assert (query.filter.region, query.filter.exclude_purchased, query.filter.exclude_shown) == (2, True, True)
 
 
+def test_what_a_placement_asks_of_one_request_is_not_asked_of_another(make_bundle):
+    """Its own filter is made once, for those with a user and those without."""
+    registry = BundleRegistry()
+    registry.add("main", Shop(make_bundle(())))
+    shown = {"exclude_shown": True, "exclude_purchased": True}
+    converter = Converter(registry, settings({"shown": shown, "plain": {}}, behaviour_space="content"))
+    at = pb.Context(placement="shown", country="de")
+    asked = pb.Filter(in_stock=False, exclude_shown=False, in_region=True)
+
+    def filters():
+        requests = (
+            similar(context=at),
+            similar(context=at, user_id="user1"),
+            similar(context=at, user_id="user1", filter=asked),
+            similar(user_id="user1", context=pb.Context(placement="plain")),
+        )
+        wanted = [converter.similar(each, "r-1", time.monotonic() + 1).query.filter for each in requests]
+        return [(each.in_stock, each.region, each.exclude_shown, each.exclude_purchased) for each in wanted]
+
+    expected = [
+        (True, None, False, False),
+        (True, None, True, True),
+        (False, 0, False, True),
+        (True, None, False, False),
+    ]
+    assert filters() == expected
+    assert filters() == expected
+
+
 def test_a_request_overrides_its_placement(convert):
     job = convert(
         recommend(

@@ -237,7 +237,7 @@ def test_a_served_list_is_the_pipelines(serve, shop):
     registry = BundleRegistry()
     registry.add("main", shop.pipeline)
     job = Converter(registry, settings()).recommend(request, "mine", time.monotonic() + 10)
-    [state] = asyncio.run(shop.store().fetch(["user-07"]))
+    [state] = shop.store().fetch(["user-07"])
     [expected] = shop.pipeline.run([(job.query, state)])
     catalogue = shop.pipeline.bundle.catalogue
     assert [item.item_id for item in response.items] == catalogue.ids_of_rows(expected.rows)
@@ -417,7 +417,7 @@ def test_each_request_of_a_batch_is_admitted_by_itself(serve, shop):
 
         async def fetch(self, user_ids):
             self.calls.append(list(user_ids))
-            return await self.store.fetch(user_ids)
+            return self.store.fetch(user_ids)
 
     store = Counting(shop.store())
     requests = [recommend(f"user-{index % 2:02d}", count=1) for index in range(6)]
@@ -491,7 +491,11 @@ def test_malformed_bytes(serve):
             for payload in (b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe", bytes(1000))
         ]
 
-    for (error, details), message_type in serve(scenario):
+    failed = serve(scenario)
+    ids = {unpack(details, "RequestInfo").request_id for (_, details), _ in failed}
+    assert len(ids) == len(failed), "each has an id of its own, though nobody can read whether its caller gave one"
+    assert "" not in ids
+    for (error, details), message_type in failed:
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert unpack(details, "ErrorInfo").reason in {"MALFORMED_REQUEST", "INVALID_REQUEST"}
         if unpack(details, "ErrorInfo").reason == "MALFORMED_REQUEST":

@@ -160,10 +160,10 @@ class Growing:
         self.donors: dict[str, str] = {}
 
     async def fetch(self, user_ids: Sequence[str]) -> list[UserState]:
-        states = await self._store.fetch(user_ids)
+        states = self._store.fetch(user_ids)
         for index, user in enumerate(user_ids):
             if user in self.donors:
-                [donor] = await self._store.fetch([self.donors[user]])
+                [donor] = self._store.fetch([self.donors[user]])
                 states[index] = dataclasses.replace(states[index], history=donor.history)
         return states
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,12 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
+def fetch(store: StateStore, user_ids: Sequence[str]) -> list[UserState]:
+    states = store.fetch(user_ids)
+    assert isinstance(states, list), "it has them at hand: nobody has to wait"
+    return states
+
+
 @pytest.fixture
 def store(tiny_bundle: Make, tiny_snapshot: Make) -> StateStore:
     made = EmbeddedStore.from_settings(StateSettings())
@@ -50,7 +56,7 @@ def same(state: UserState, other: UserState) -> bool:
 def test_known_users_are_the_snapshots(store: StateStore, tmp_path: Path) -> None:
     snapshot = open_snapshot(tmp_path / "snapshot")
     ids = snapshot.user_ids(np.arange(snapshot.size, dtype=np.int64))
-    states = run(store.fetch(ids))
+    states = fetch(store, ids)
     for row, state in enumerate(states):
         stored = snapshot.state(row)
         history = state.history
@@ -63,14 +69,14 @@ def test_known_users_are_the_snapshots(store: StateStore, tmp_path: Path) -> Non
 
 def test_a_batch_is_one_by_one_whatever_its_order(store: StateStore) -> None:
     ids = ["user-07", "nobody", "user-00", "user-07", "", "user-49", "user-0"]
-    for user_id, state in zip(ids, run(store.fetch(ids)), strict=True):
-        assert same(state, run(store.fetch([user_id]))[0])
-    assert [state.known for state in run(store.fetch(ids))] == [True, False, True, True, False, True, False]
-    assert run(store.fetch([])) == []
+    for user_id, state in zip(ids, fetch(store, ids), strict=True):
+        assert same(state, fetch(store, [user_id])[0])
+    assert [state.known for state in fetch(store, ids)] == [True, False, True, True, False, True, False]
+    assert fetch(store, []) == []
 
 
 def test_an_unknown_user_has_missing_columns_and_no_history(store: StateStore) -> None:
-    [state] = run(store.fetch(["nobody"]))
+    [state] = fetch(store, ["nobody"])
     columns = state.columns
     assert not state.known
     assert np.isnan(columns.numbers).all()
@@ -84,14 +90,14 @@ def test_an_unknown_user_has_missing_columns_and_no_history(store: StateStore) -
 def test_without_a_snapshot_every_user_is_unknown(tiny_bundle: Make) -> None:
     store = EmbeddedStore.from_settings(StateSettings())
     store.serve(open_users(None, {"default": open_bundle(tiny_bundle())}))
-    assert [state.known for state in run(store.fetch(["user-00", "x"]))] == [False, False]
+    assert [state.known for state in fetch(store, ["user-00", "x"])] == [False, False]
 
 
 def test_shown_items_belong_to_known_and_unknown_users(store: StateStore) -> None:
     keys = keys_of(["item-001", "item-002"])
     for user_id in ("user-00", "nobody"):
         run(store.record_shown(user_id, keys, wall_clock_us()))
-    states = run(store.fetch(["user-00", "user-01", "nobody"]))
+    states = fetch(store, ["user-00", "user-01", "nobody"])
     assert [state.shown.tolist() for state in states] == [keys.tolist(), [], keys.tolist()]
 
 
@@ -102,12 +108,12 @@ def test_the_configured_bounds_hold(tiny_bundle: Make) -> None:
     run(store.record_shown("a", keys_of(["x", "y"]), now))
     run(store.record_shown("b", keys_of(["x", "y"]), now))
     run(store.record_shown("b", keys_of(["z"]), now - 2000 * 1_000_000))
-    assert [state.shown.tolist() for state in run(store.fetch(["a", "b"]))] == [[], keys_of(["x"]).tolist()]
+    assert [state.shown.tolist() for state in fetch(store, ["a", "b"])] == [[], keys_of(["x"]).tolist()]
 
 
 def test_before_users_are_there_the_store_is_unavailable() -> None:
     with pytest.raises(StateUnavailableError, match="still being loaded"):
-        run(EmbeddedStore.from_settings(StateSettings()).fetch(["u"]))
+        fetch(EmbeddedStore.from_settings(StateSettings()), ["u"])
 
 
 def test_new_users_replace_the_old_and_what_was_shown_is_kept(
@@ -115,7 +121,7 @@ def test_new_users_replace_the_old_and_what_was_shown_is_kept(
 ) -> None:
     run(store.record_shown("user-00", keys_of(["x"]), wall_clock_us()))
     store.serve(open_users(None, {"default": open_bundle(tiny_bundle(target=tmp_path / "next"))}))
-    [state] = run(store.fetch(["user-00"]))
+    [state] = fetch(store, ["user-00"])
     assert (state.known, state.shown.size) == (False, 1)
 
 
