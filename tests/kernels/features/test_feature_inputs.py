@@ -274,12 +274,12 @@ def test_threads_share_a_program():
 
 
 def test_the_gil_is_released():
-    program, items, batch = heavy(1, 10_000)
+    program, items, batch = heavy(1, 50_000)
     worker = threading.Thread(target=program.compute, args=(items, batch))
     ticks = 0
     worker.start()
     while worker.is_alive():
         time.sleep(0.001)
         ticks += 1
-    # Were the GIL held, this thread would wake up once, when all is over.
-    assert ticks > 20
+    # Were the GIL held, this thread would wake up once, when all is over; how often it does depends on who else computes.
+    assert ticks > 5

@@ -77,7 +77,7 @@ def test_the_service_learns_method_bytes_and_time_left(ask) -> None:
     assert ask(scenario, answer) == [b"ba\0", b""]
     [(first, payload, time_left), second] = asked
     assert (first, payload, second) == ("Recommend", b"\0ab", ("SimilarItems", b"", None))
-    assert 4 < time_left <= 5
+    assert 4 < time_left <= 5 * 1.01  # a client of gRPC rounds what it sends up, to a few digits
 
 
 def test_a_status_arrives_with_its_text_and_details(ask) -> None:
