@@ -281,5 +281,5 @@ def test_the_gil_is_released():
     while worker.is_alive():
         time.sleep(0.001)
         ticks += 1
-    # Were the GIL held, this thread would wake up once, when all is over; how often it does depends on who else computes.
+    # Were the GIL held, this thread would wake up once, when all is over. How often it does depends on other processes.
     assert ticks > 5
