@@ -9,9 +9,9 @@ REFERENCE := build/workloads/reference
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-# One stamp per set of extras, so that `make run` does not wait for what only tests need.
+# One stamp per set of extras, so that `make run` does not wait for what only tests need; the README's load test follows it.
 comma := ,
-RUN_READY := .venv/.ready-cpu-export
+RUN_READY := .venv/.ready-cpu-export-loadtest
 RETAIL_READY := .venv/.ready-cpu-export-torch
 TEST_READY := .venv/.ready-$(subst $(comma),-,$(EXTRAS))
 # Editable installs link file by file: a new or removed file asks for another install, a changed .py does not.
@@ -87,7 +87,7 @@ $(DEMO)/recserve.toml: | $(RUN_READY)
 	$(PYTHON) -m venv .venv
 
 $(RUN_READY): $(BUILD_INPUTS) | .venv/bin/python
-	$(BIN)/pip install --config-settings editable_mode=strict -e ".[cpu,export]"
+	$(BIN)/pip install --config-settings editable_mode=strict -e ".[cpu,export,loadtest]"
 	@touch $@
 
 $(RETAIL_READY): $(BUILD_INPUTS) | .venv/bin/python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -45,6 +46,14 @@ def run_until_answered(clone: Path) -> tuple[str, float]:
     return "".join(lines), seconds
 
 
+def test_make_run_installs_what_the_readme_goes_on_with() -> None:
+    """Serving, exporting and the load test."""
+    command = ["make", "--dry-run", "--always-make", "run"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    (extras,) = re.findall(r'pip install .* -e "\.\[(.*)\]"', printed)
+    assert set(extras.split(",")) == {"cpu", "export", "loadtest"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 def test_make_run_twice(tmp_path: Path) -> None:
@@ -56,5 +65,7 @@ def test_make_run_twice(tmp_path: Path) -> None:
         assert ANSWERED in printed, printed
         assert "recserve 0" in printed
         assert "bundle demo" in printed
+    for command in ("recserve", "recserve-export", "recserve-loadtest"):
+        subprocess.run([clone / ".venv" / "bin" / command, "--help"], check=True, stdout=subprocess.DEVNULL)
     listed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, check=True, capture_output=True, text=True)
     assert listed.stdout == ""  # everything that a build makes is ignored
