@@ -310,7 +310,12 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser, *, reasons: bool) -> None:
     group = parser.add_argument_group("answer")
     group.add_argument(
-        "--fields", type=_names, default=[], metavar="NAME,…", help="item attributes to show; '*' for all"
+        "--fields",
+        action="extend",
+        type=_names,
+        default=[],
+        metavar="NAME,…",
+        help="item attributes to show; repeat for more; '*' for all",
     )
     if reasons:
         group.add_argument("--reasons", action="store_true", help="why each item was recommended")

@@ -101,6 +101,13 @@ def test_a_wrong_configuration_is_refused_before_anything_is_opened(recserve: Ru
 # --------------------------------------------------------------------------------------------------------- requests
 
 
+def test_fields_add_up_and_are_not_remembered() -> None:
+    arguments = ("recommend", "--user", "u", "--fields", "price", "--fields", "category, title")
+    for _ in range(2):
+        assert parse(*arguments).fields == ["price", "category", "title"]
+    assert parse("recommend", "--user", "u").fields == []
+
+
 def test_recommend_request() -> None:
     found = parse(
         "recommend", "--user", "u", "--count", "5", "--category", "shoes", "--category", "hats", "--price-max", "9.5",
