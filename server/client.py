@@ -150,13 +150,14 @@ def show(answer: Answer, fields: Sequence[str] = ()) -> None:
     console.print(render(answer, fields))
 
 
-def hint(address: str, user_id: str, answer: Answer) -> str:
-    """Commands to go on with, ready for a shell."""
+def hint(address: str, user_id: str, answer: Answer, fields: Sequence[str] = ("*",)) -> str:
+    """Commands to go on with, ready for a shell; they show these fields of the items."""
     where = "" if address == DEFAULT_ADDRESS else f" --address {shlex.quote(address)}"
     lines = ["More of it:"]
     if user_id:
         user = shlex.quote(printable(user_id))
-        lines.append(f"  {own_command()} call recommend --user {user} --count 20 --fields '*' --reasons{where}")
+        shown = shlex.quote(printable(",".join(fields)))
+        lines.append(f"  {own_command()} call recommend --user {user} --count 20 --fields {shown} --reasons{where}")
     if answer.items:
         lines.append(f"  {own_command()} call similar --item {shlex.quote(printable(answer.items[0].item_id))}{where}")
     return "\n".join(lines)

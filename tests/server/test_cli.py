@@ -219,6 +219,15 @@ def test_hints_can_be_pasted_into_a_shell() -> None:
     assert "--address" not in client.hint(client.DEFAULT_ADDRESS, "", answer)
 
 
+def test_a_hint_shows_the_fields_that_it_is_given() -> None:
+    def options(*arguments: str) -> object:
+        return cli._parser().parse_args(["call", "recommend", "--user", "u", *arguments]).hint
+
+    assert (options(), options("--hint"), options("--hint", "title,price")) == (None, ["*"], ["title", "price"])
+    hint = client.hint("localhost:1", "u", pb.RecommendResponse(), ["title", "price"])
+    assert "recserve call recommend --user u --count 20 --fields title,price --reasons" in hint
+
+
 def test_no_server(recserve: Run) -> None:
     address = f"127.0.0.1:{free_port()}"
     found = recserve("call", "recommend", "--user", "u", "--address", address)
