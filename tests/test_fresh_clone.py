@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -44,14 +43,6 @@ def run_until_answered(clone: Path) -> tuple[str, float]:
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: everybody in the foreground
             process.wait(60)
     return "".join(lines), seconds
-
-
-def test_make_run_installs_what_the_readme_goes_on_with() -> None:
-    """Serving, exporting and the load test."""
-    command = ["make", "--dry-run", "--always-make", "run"]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    (extras,) = re.findall(r'pip install .* -e "\.\[(.*)\]"', printed)
-    assert set(extras.split(",")) == {"cpu", "export", "loadtest"}
 
 
 @pytest.mark.slow
