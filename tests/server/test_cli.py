@@ -320,7 +320,7 @@ def test_what_the_bundle_lacks_is_printed(recserve: Run, address: str) -> None:
     found = recserve("call", "rank", "--user", "user-03", "--item", "item-005", "--address", address)
     assert found.returncode == 1
     first, second = found.stderr.splitlines()
-    assert first.startswith("recserve: FAILED_PRECONDITION: ")
+    assert first == "recserve: FAILED_PRECONDITION: the request cannot be answered as it is:"
     assert second == "  item_ids: ranking given items needs a ranker; export the bundle with one"
 
 
@@ -332,7 +332,7 @@ def test_every_field_that_the_server_refuses_is_printed(recserve: Run, address: 
     assert found.returncode == 1
     assert found.stdout == ""
     first, *details = found.stderr.splitlines()
-    assert first.startswith("recserve: INVALID_ARGUMENT: ")
+    assert first == "recserve: INVALID_ARGUMENT: the request cannot be answered as it is:"
     assert [line.partition(":")[0] for line in details] == ["  count", "  context.placement", "  fields[0]"]
 
 
@@ -351,6 +351,7 @@ def test_check_tells_what_would_be_served(
         ["configuration", "ok"], ["front", "ok"],
         ["bundle", "default", "ok"], ["bundle", "canary", "ok"], ["users", "ok"],
     ]  # fmt: skip
+    assert "2 bundles, " in found.stdout
     assert "tiny 2" in found.stdout
     assert "50 users" in found.stdout
 
@@ -373,3 +374,4 @@ def test_check_without_any_bundle_to_tie_users_to(recserve: Run) -> None:
     found = recserve("check", "--bundle", "/none")
     assert found.returncode == 1
     assert "skipped" in found.stdout
+    assert "1 bundle, " in found.stdout
