@@ -134,7 +134,7 @@ def render(answer: Answer, fields: Sequence[str] = ()) -> RenderableType:
     has_reasons = any(item.reasons for item in answer.items)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "score", "relevance"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)  # texts give way, numbers never
     table.add_column("item", overflow="fold")
     for name in ("sources", *names, *(["reasons"] if has_reasons else [])):
         table.add_column(Text(printable(name)), overflow="fold")

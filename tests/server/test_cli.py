@@ -219,6 +219,16 @@ def test_hints_can_be_pasted_into_a_shell() -> None:
     assert "--address" not in client.hint(client.DEFAULT_ADDRESS, "", answer)
 
 
+def test_numbers_are_whole_in_a_narrow_terminal() -> None:
+    fields = {f"field_{number}": pb.AttributeValue(text="some words " * 5) for number in range(6)}
+    item = pb.Recommendation(item_id="item-00001", rank=1, score=0.2899, relevance=0.2597, fields=fields)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(client.render(pb.RecommendResponse(items=[item]), ["*"]))
+    text = console.file.getvalue()  # type: ignore
+    assert "relevance" in text
+    assert "   1  0.2899     0.2597  " in text
+
+
 def test_a_hint_shows_the_fields_that_it_is_given() -> None:
     def options(*arguments: str) -> object:
         return cli._parser().parse_args(["call", "recommend", "--user", "u", *arguments]).hint
