@@ -13,7 +13,7 @@ from recserve.loadtest.results import Measurement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSet:
-    """One set of kernels; cli.KERNEL_SETS lists them.
+    """One set of kernels; commands.KERNEL_SETS lists them.
 
     Attributes:
         name: of the subcommand.

@@ -112,7 +112,8 @@ def table(title: str, measurements: Sequence[Measurement]) -> Table:
     """For the terminal."""
     shown = Table(title=title)
     for heading in ("what", "size", "p50 ms", "p99 ms", "runs", "further"):
-        shown.add_column(heading, justify="left" if heading in ("what", "size", "further") else "right")
+        is_text = heading in ("what", "size", "further")
+        shown.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text)
     for each in measurements:
         row = each.row()
         size = ", ".join(f"{name} {value}" for name, value in each.params.items())

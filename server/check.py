@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,7 +32,9 @@ def check(settings: Settings) -> bool:
     Every part is looked at even where another fails.
     """
     report = _Report()
-    report.add("configuration", _OK, f"{len(settings.bundles)} bundles, {len(settings.placements)} placements")
+    report.add(
+        "configuration", _OK, f"{_count(settings.bundles, 'bundle')}, {_count(settings.placements, 'placement')}"
+    )
     if settings.server.clock is not None:
         report.add("clock", _PINNED, pinned_clock(settings.server.clock))
     report.examine("front", lambda: front_type(settings.server.front), lambda _: settings.server.front)
@@ -78,6 +80,10 @@ class _Report:
         for part, outcome, found in self.rows:
             table.add_row(Text(part), outcome, Text("\n".join(map(printable, found.splitlines()))))
         Console(highlight=False).print(table)
+
+
+def _count(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _of_pipeline(pipeline: Pipeline) -> str:

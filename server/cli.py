@@ -92,8 +92,8 @@ def _call(options: argparse.Namespace) -> int:
         print(MessageToJson(answer, preserving_proto_field_name=True))
         return 0
     client.show(answer, options.fields)
-    if options.hint:
-        print(f"\n{client.hint(address, options.user, answer)}")
+    if options.hint is not None:
+        print(f"\n{client.hint(address, options.user, answer, options.hint)}")
     return 0
 
 
@@ -310,12 +310,24 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser, *, reasons: bool) -> None:
     group = parser.add_argument_group("answer")
     group.add_argument(
-        "--fields", type=_names, default=[], metavar="NAME,…", help="item attributes to show; '*' for all"
+        "--fields",
+        action="extend",
+        type=_names,
+        default=[],
+        metavar="NAME,…",
+        help="item attributes to show; repeat for more; '*' for all",
     )
     if reasons:
         group.add_argument("--reasons", action="store_true", help="why each item was recommended")
     group.add_argument("--json", action="store_true", help="print the whole answer as JSON")
-    group.add_argument("--hint", action="store_true", help="print further commands to try")
+    group.add_argument(
+        "--hint",
+        nargs="?",
+        type=_names,
+        const=["*"],
+        metavar="NAME,…",
+        help="print further commands to try, which show these item attributes; left out: all",
+    )
     group = parser.add_argument_group("connection")
     group.add_argument("--address", metavar="HOST:PORT", help="of the server; left out: where one listens by default")
     group.add_argument("--timeout", type=_timeout, default=5.0, metavar="SECONDS", help="the request's deadline")
@@ -344,7 +356,7 @@ def _timeout(text: str) -> float:
 
 
 def _names(text: str) -> list[str]:
-    """The type of `--fields`."""
+    """The type of `--fields` and `--hint`."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 

@@ -99,27 +99,28 @@ def wait_until_serving(address: str, seconds: float) -> None:
 
 
 def _error_lines(error: grpc.RpcError, address: str) -> Iterator[str]:
-    """The status and what its details say."""
+    """The status and what its details say; where they name fields, the message would only repeat them."""
     code: grpc.StatusCode = error.code()
-    yield f"{code.name}: {printable(error.details() or 'no details')}"
     metadata = dict(cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ()))
-    if _DETAILS_KEY in metadata:
-        for packed in Status.FromString(metadata[_DETAILS_KEY]).details:
-            yield from (f"  {printable(line)}" for line in _detail_lines(packed))
-    elif code is grpc.StatusCode.UNAVAILABLE:
+    details = list(Status.FromString(metadata.get(_DETAILS_KEY, b"")).details)
+    violations = [line for packed in details for line in _violations(packed)]
+    what = "the request cannot be answered as it is:" if violations else error.details() or "no details"
+    yield f"{code.name}: {printable(what)}"
+    yield from (f"  {printable(line)}" for line in violations)
+    retry = error_details_pb2.RetryInfo()
+    if any(packed.Unpack(retry) for packed in details):
+        yield f"  try again in {retry.retry_delay.ToMilliseconds()} ms"
+    if code is grpc.StatusCode.UNAVAILABLE and _DETAILS_KEY not in metadata:
         yield f"  is a server running at {address}? `recserve serve` starts one"
 
 
-def _detail_lines(packed: Packed) -> Iterator[str]:
-    """What a person can act on; other kinds of details are for programs."""
+def _violations(packed: Packed) -> Iterator[str]:
+    """A line for each field that the server finds wrong, or that asks for what the bundle lacks."""
     bad, lacking = error_details_pb2.BadRequest(), error_details_pb2.PreconditionFailure()
-    retry = error_details_pb2.RetryInfo()
     if packed.Unpack(bad):
         yield from (f"{each.field}: {each.description}" for each in bad.field_violations)
     elif packed.Unpack(lacking):
         yield from (f"{each.subject}: {each.description}" for each in lacking.violations)
-    elif packed.Unpack(retry):
-        yield f"try again in {retry.retry_delay.ToMilliseconds()} ms"
 
 
 def render(answer: Answer, fields: Sequence[str] = ()) -> RenderableType:
@@ -133,7 +134,7 @@ def render(answer: Answer, fields: Sequence[str] = ()) -> RenderableType:
     has_reasons = any(item.reasons for item in answer.items)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "score", "relevance"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)  # texts give way, numbers never
     table.add_column("item", overflow="fold")
     for name in ("sources", *names, *(["reasons"] if has_reasons else [])):
         table.add_column(Text(printable(name)), overflow="fold")
@@ -150,13 +151,14 @@ def show(answer: Answer, fields: Sequence[str] = ()) -> None:
     console.print(render(answer, fields))
 
 
-def hint(address: str, user_id: str, answer: Answer) -> str:
-    """Commands to go on with, ready for a shell."""
+def hint(address: str, user_id: str, answer: Answer, fields: Sequence[str] = ("*",)) -> str:
+    """Commands to go on with, ready for a shell; they show these fields of the items."""
     where = "" if address == DEFAULT_ADDRESS else f" --address {shlex.quote(address)}"
     lines = ["More of it:"]
     if user_id:
         user = shlex.quote(printable(user_id))
-        lines.append(f"  {own_command()} call recommend --user {user} --count 20 --fields '*' --reasons{where}")
+        shown = shlex.quote(printable(",".join(fields)))
+        lines.append(f"  {own_command()} call recommend --user {user} --count 20 --fields {shown} --reasons{where}")
     if answer.items:
         lines.append(f"  {own_command()} call similar --item {shlex.quote(printable(answer.items[0].item_id))}{where}")
     return "\n".join(lines)

@@ -56,5 +56,7 @@ def test_make_run_twice(tmp_path: Path) -> None:
         assert ANSWERED in printed, printed
         assert "recserve 0" in printed
         assert "bundle demo" in printed
+    for command in ("recserve", "recserve-export", "recserve-loadtest"):
+        subprocess.run([clone / ".venv" / "bin" / command, "--help"], check=True, stdout=subprocess.DEVNULL)
     listed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, check=True, capture_output=True, text=True)
     assert listed.stdout == ""  # everything that a build makes is ignored

@@ -170,8 +170,8 @@ def _problems(happened: Happened, lateness: Mapping[str, float | None], latencie
     late, latency = lateness["p99_ms"], percentiles(latencies)["p99_ms"]
     if late is not None and latency is not None and late > max(MAX_LATENESS_MS, MAX_LATENESS_SHARE * latency):
         problems.append(
-            f"the generator could not keep up: 1% of the requests left more than {late:.3g} ms late; give it a core of "
-            "its own (--generator-cores, --server-cores) or more processes (--processes)"
+            f"the generator could not keep up: 1% of the requests left more than {late:.3g} ms late; give it a core "
+            "of its own (--generator-cores), or more processes (--processes) where one is too few for the rate"
         )
     if happened.unsent > MAX_UNSENT_SHARE * total:
         problems.append(f"{happened.unsent:,} of {total:,} requests never left")

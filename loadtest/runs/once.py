@@ -157,7 +157,7 @@ def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], 
     gone = next((each.error for each in ends if each.end == "gone"), None)
     reason = "interrupted" if interrupted else f"the target went away: {gone}" if gone is not None else ""
     if reason:
-        cut = {**row, "valid": False, "problems": [*row["problems"], reason]}
+        cut = {**row, "valid": False, "problems": [*row["problems"], f"cut short: {reason}"]}
         raise RunCutShort(cut, reason, interrupted=interrupted)
     return row
 

@@ -39,8 +39,9 @@ class BundleError(RecserveError):
         self.expected = expected
         self.found = found
         details = [f"file {file}" if file else "", f"field {field}" if field else ""]
-        if expected is not None or found is not None:
-            details.append(f"expected {expected!r}, found {found!r}")
+        details += [
+            f"{name} {value!r}" for name, value in (("expected", expected), ("found", found)) if value is not None
+        ]
         suffix = ", ".join(part for part in details if part)
         super().__init__(f"{message} ({suffix})" if suffix else message)
 

@@ -102,7 +102,9 @@ def read_manifest(root: Path, name: str, into: ManifestT) -> ManifestT:
 
 def _manifest_text(root: Path, name: str) -> str:
     if not root.is_dir():
-        raise BundleNotFoundError(f"no such directory: {root}", expected="a directory with a manifest in it")
+        raise BundleNotFoundError(
+            f"no such directory: {root}; a bundle or snapshot is a directory with a manifest in it"
+        )
     try:
         _check_manifest_file((root / name).lstat(), name)
         return (root / name).read_text(encoding="utf-8")

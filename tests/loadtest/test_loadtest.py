@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,13 @@ def test_kernels_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
     assert main(["kernels", "basics", "--items", "2000", "--runs", "1", "--out", str(out)]) == 0
     assert json.loads(out.read_text("utf-8"))["workload"] == "kernels"
+
+
+def test_without_its_extra_the_command_says_what_to_install() -> None:
+    absent = "import sys; sys.modules['hdrh'] = None; from recserve.loadtest.cli import main; sys.exit(main(['run']))"
+    done = subprocess.run([sys.executable, "-c", absent], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("recserve-loadtest: ")
+    assert "hdrh" in line
+    assert "pip install -e '.[cpu,loadtest]'" in line

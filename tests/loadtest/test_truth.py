@@ -139,6 +139,7 @@ def test_a_generator_that_is_held_up_says_so(timed_server: Callable[..., Any]) -
         found = figures(Happened.of(generators.records, generators.start_ns, 0, 3))
     assert not found["valid"]
     assert "could not keep up" in found["problems"][0]
+    assert "--server-cores" not in found["problems"][0]  # which is refused beside --target
     assert found["lateness"]["max_ms"] > 300
     assert found["max_ms"] >= found["lateness"]["max_ms"]
 

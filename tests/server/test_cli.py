@@ -101,6 +101,13 @@ def test_a_wrong_configuration_is_refused_before_anything_is_opened(recserve: Ru
 # --------------------------------------------------------------------------------------------------------- requests
 
 
+def test_fields_add_up_and_are_not_remembered() -> None:
+    arguments = ("recommend", "--user", "u", "--fields", "price", "--fields", "category, title")
+    for _ in range(2):
+        assert parse(*arguments).fields == ["price", "category", "title"]
+    assert parse("recommend", "--user", "u").fields == []
+
+
 def test_recommend_request() -> None:
     found = parse(
         "recommend", "--user", "u", "--count", "5", "--category", "shoes", "--category", "hats", "--price-max", "9.5",
@@ -212,6 +219,25 @@ def test_hints_can_be_pasted_into_a_shell() -> None:
     assert "--address" not in client.hint(client.DEFAULT_ADDRESS, "", answer)
 
 
+def test_numbers_are_whole_in_a_narrow_terminal() -> None:
+    fields = {f"field_{number}": pb.AttributeValue(text="some words " * 5) for number in range(6)}
+    item = pb.Recommendation(item_id="item-00001", rank=1, score=0.2899, relevance=0.2597, fields=fields)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(client.render(pb.RecommendResponse(items=[item]), ["*"]))
+    text = console.file.getvalue()  # type: ignore
+    assert "relevance" in text
+    assert "   1  0.2899     0.2597  " in text
+
+
+def test_a_hint_shows_the_fields_that_it_is_given() -> None:
+    def options(*arguments: str) -> object:
+        return cli._parser().parse_args(["call", "recommend", "--user", "u", *arguments]).hint
+
+    assert (options(), options("--hint"), options("--hint", "title,price")) == (None, ["*"], ["title", "price"])
+    hint = client.hint("localhost:1", "u", pb.RecommendResponse(), ["title", "price"])
+    assert "recserve call recommend --user u --count 20 --fields title,price --reasons" in hint
+
+
 def test_no_server(recserve: Run) -> None:
     address = f"127.0.0.1:{free_port()}"
     found = recserve("call", "recommend", "--user", "u", "--address", address)
@@ -304,7 +330,7 @@ def test_what_the_bundle_lacks_is_printed(recserve: Run, address: str) -> None:
     found = recserve("call", "rank", "--user", "user-03", "--item", "item-005", "--address", address)
     assert found.returncode == 1
     first, second = found.stderr.splitlines()
-    assert first.startswith("recserve: FAILED_PRECONDITION: ")
+    assert first == "recserve: FAILED_PRECONDITION: the request cannot be answered as it is:"
     assert second == "  item_ids: ranking given items needs a ranker; export the bundle with one"
 
 
@@ -316,7 +342,7 @@ def test_every_field_that_the_server_refuses_is_printed(recserve: Run, address: 
     assert found.returncode == 1
     assert found.stdout == ""
     first, *details = found.stderr.splitlines()
-    assert first.startswith("recserve: INVALID_ARGUMENT: ")
+    assert first == "recserve: INVALID_ARGUMENT: the request cannot be answered as it is:"
     assert [line.partition(":")[0] for line in details] == ["  count", "  context.placement", "  fields[0]"]
 
 
@@ -335,6 +361,7 @@ def test_check_tells_what_would_be_served(
         ["configuration", "ok"], ["front", "ok"],
         ["bundle", "default", "ok"], ["bundle", "canary", "ok"], ["users", "ok"],
     ]  # fmt: skip
+    assert "2 bundles, " in found.stdout
     assert "tiny 2" in found.stdout
     assert "50 users" in found.stdout
 
@@ -357,3 +384,4 @@ def test_check_without_any_bundle_to_tie_users_to(recserve: Run) -> None:
     found = recserve("check", "--bundle", "/none")
     assert found.returncode == 1
     assert "skipped" in found.stdout
+    assert "1 bundle, " in found.stdout

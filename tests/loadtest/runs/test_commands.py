@@ -123,11 +123,13 @@ def test_ctrl_c_keeps_what_was_measured(config: Path, running: tuple[str, int], 
     command = (sys.executable, "-m", "recserve.loadtest.cli", "run", "--target", running[0], "--config", str(config))
     options = ("--rate", "50", "--seconds", "60", "--warmup", "0", "--repeat", "3", "--out", str(out))
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
-    with subprocess.Popen((*command, *options), stderr=subprocess.PIPE, text=True, env=environment) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen((*command, *options), **pipes, text=True, env=environment) as process:
         _wait_for_load(running[1])
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        printed, said = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "cut short: interrupted" in printed
     assert said.strip().endswith("interrupted")
     content = json.loads(out.read_text("utf-8"))
     (row,) = content["results"]

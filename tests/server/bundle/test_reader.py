@@ -680,3 +680,10 @@ def test_every_file_of_a_bundle_and_a_snapshot_is_documented(tiny_bundle: Make, 
     patterns = [re.sub(r"<\w+>", "[^/.]+", name).replace(r"\*", ".*") for name in documented]
     for file in files_of(tiny_bundle()) + files_of(tiny_snapshot()):
         assert any(re.fullmatch(pattern, file) for pattern in patterns), file
+
+
+def test_an_error_names_only_what_is_known() -> None:
+    assert str(BundleNotFoundError("gone", expected="a folder")) == "gone (expected 'a folder')"
+    assert str(BundleNotFoundError("gone", field="x", found=0)) == "gone (field x, found 0)"
+    assert str(BundleNotFoundError("gone", expected=1, found=2)) == "gone (expected 1, found 2)"
+    assert str(BundleNotFoundError("gone")) == "gone"

@@ -1,0 +1,64 @@
+"""What targets install, and what they say before they install anything."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def installed(*arguments: str) -> tuple[list[str], str]:
+    """The sets of extras that a target installs on a fresh clone, and everything that it would run."""
+    command = ["make", "--dry-run", "--always-make", *arguments]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return re.findall(r'pip install --config-settings editable_mode=strict -e "\.\[(.*)\]"', printed), printed
+
+
+def test_make_run_installs_what_the_readme_goes_on_with() -> None:
+    """Serving, exporting and the load test."""
+    assert installed("run")[0] == ["cpu,export,loadtest"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extras"),
+    [
+        (["install"], "dev"),
+        (["install", "EXTRAS=dev,torch"], "dev,torch"),
+        (["test", "EXTRAS=bench"], "bench"),
+        (["retail", "DATA=README.md"], "cpu,export,torch"),
+    ],
+)
+def test_extras(arguments: list[str], extras: str) -> None:
+    found, printed = installed(*arguments)
+    assert set(found) == {extras}
+    assert "--index-url" not in printed
+
+
+def test_pytorch_comes_from_the_index_that_is_named() -> None:
+    assert (
+        "pip install --index-url https://cpu 'torch>="
+        in installed("install", "EXTRAS=torch", "TORCH_INDEX=https://cpu")[1]
+    )
+    assert "--index-url" not in installed("install", "TORCH_INDEX=https://cpu")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["retail"], "say where the transactions are: make retail DATA=path/to/transactions.parquet\n"),
+        (["retail", "DATA=a b.csv"], "DATA=path/to/transactions.parquet; there is no a b.csv\n"),
+        (["serve-retail"], "nothing to serve yet: make retail DATA=path/to/transactions.parquet\n"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_installed(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    command = ["make", "-f", str(ROOT / "Makefile"), "PYTHON=false", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.endswith(message)
+    assert list(tmp_path.iterdir()) == []
