@@ -218,8 +218,9 @@ class TreeliteModel(SourceModel):
         found = self.treelite.margins(rows)
         accepted = self._accepted(rows)
         if accepted.any():
-            answers = self._answers(rows[accepted])
-            found[accepted] = answers.reshape(-1, found.shape[1])
+            # The logit of XGBoost's base_score 0.5 is -0.0, and so are some of its sums of leaves of -0.0. Here no sum
+            # is: adding +0.0 changes no other number.
+            found[accepted] = self._answers(rows[accepted]).reshape(-1, found.shape[1]) + 0.0
         return found
 
     def gains(self) -> NDArray[np.float64]:

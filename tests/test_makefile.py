@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ALONE = {
+    name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "EXTRAS"}
+}
+"""As if nobody had started these tests by make, whose variables would reach the make that is tested."""
 
 
 def installed(*arguments: str) -> tuple[list[str], str]:
     """The sets of extras that a target installs on a fresh clone, and everything that it would run."""
     command = ["make", "--dry-run", "--always-make", *arguments]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(command, cwd=ROOT, env=ALONE, check=True, capture_output=True, text=True).stdout
     return re.findall(r'pip install --config-settings editable_mode=strict -e "\.\[(.*)\]"', printed), printed
 
 
@@ -58,7 +63,7 @@ def test_what_is_missing_is_told_before_anything_is_installed(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     command = ["make", "-f", str(ROOT / "Makefile"), "PYTHON=false", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=ALONE, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.endswith(message)
     assert list(tmp_path.iterdir()) == []

@@ -20,9 +20,9 @@ def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
         (
             "service",
             "answers/s",
-            "recserve's by that",
+            "recserve's, times as many",
             "CPU ms/request",
-            "by recserve's",
+            "times recserve's",
             "p50 ms at light load",
             "p99 ms",
             "memory MiB",

@@ -245,6 +245,7 @@ for n in (0, 1, 2, 15, 64, 65, 200, 257, 512, 513, 700):
     assert done.returncode == 0, done.stderr
 
 
+@example(1106, "hist", "dart", "binary:logistic", 0.5, 3, 1, True, 0)  # leaves of -0.0 on a margin of -0.0
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**20),
