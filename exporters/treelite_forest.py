@@ -175,7 +175,7 @@ class TreeliteForest:
 
     def _initials(self) -> Array:
         base = self._field("base_scores").astype(np.float64)
-        # Adding +0.0 changes nothing but the log-odds of 0.5, which are -0.0: sums that start at +0.0 never become -0.0.
+        # The log-odds of 0.5 are -0.0, and adding +0.0 changes nothing else: sums that start at +0.0 never become -0.0.
         return (base.astype(np.float32).astype(np.float64) if self.single else base) + 0.0
 
     def _outputs_of(self, number: int) -> Sequence[int]:
