@@ -47,9 +47,9 @@ static inline __attribute__((always_inline)) void dot64_fetch(const float *row, 
     for (ptrdiff_t i = 0; i < dim; i += DOT64_LINE) __builtin_prefetch(row + i);
 }
 
-/* Turns a square: element j of register i becomes element i of register j. */
 typedef double dot64_pair __attribute__((vector_size(16)));
 
+/* Turns a square: element j of register i becomes element i of register j. */
 static inline void dot64_portable_transpose(dot64_pair square[2]) {
     const dot64_pair first = {square[0][0], square[1][0]}, second = {square[0][1], square[1][1]};
     square[0] = first;

@@ -130,22 +130,23 @@ BAD_COLUMNS = [
 ]
 
 
-@pytest.mark.parametrize("scope", ["user", "context"])
-@pytest.mark.parametrize("case", BAD_COLUMNS)
-def test_bad_columns(program, shop_items, shop_batch, scope, case):
+def refused(compute, shop_batch, scope, case):
     change, error, message = case
     batch = replace(shop_batch, **{scope: replace(getattr(shop_batch, scope), **change)})
     with pytest.raises(error, match=f"batch.{scope}.{message}"):
-        program.compute(shop_items, batch)
+        compute(batch)
+
+
+@pytest.mark.parametrize("scope", ["user", "context"])
+@pytest.mark.parametrize("case", BAD_COLUMNS)
+def test_bad_columns(program, shop_items, shop_batch, scope, case):
+    refused(lambda batch: program.compute(shop_items, batch), shop_batch, scope, case)
 
 
 @pytest.mark.parametrize("scope", ["user", "context"])
 @pytest.mark.parametrize("case", BAD_COLUMNS)
 def test_bad_columns_of_requests(schema, cardinalities, shop_batch, scope, case):
-    change, error, message = case
-    batch = replace(shop_batch, **{scope: replace(getattr(shop_batch, scope), **change)})
-    with pytest.raises(error, match=f"batch.{scope}.{message}"):
-        FeatureProgram(schema.select([1]), cardinalities).of_requests(batch)
+    refused(FeatureProgram(schema.select([1]), cardinalities).of_requests, shop_batch, scope, case)
 
 
 def test_features_of_candidates_are_none_of_requests(program, shop_batch):
@@ -282,4 +283,4 @@ def test_the_gil_is_released():
         time.sleep(0.001)
         ticks += 1
     # Were the GIL held, this thread would wake up once, when all is over. How often it does depends on other processes.
-    assert ticks > 5
+    assert ticks > 20
