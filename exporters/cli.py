@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from recserve.server.bundle.errors import RecserveError
+from recserve.server.text import install_hint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(console, str(error))
         return 1
     except ImportError as error:
-        _print_error(console, f"{error}; exporting needs pip install 'recserve[cpu,export]'")
+        _print_error(console, f"{error}; exporting needs {install_hint('cpu,export')}")
         return 1
     return 0
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from recserve.exporters.errors import ExportError
+from recserve.server.text import install_hint
 
 
 def faiss_library() -> Any:
@@ -17,6 +18,6 @@ def faiss_library() -> Any:
     try:
         import faiss  # noqa: PLC0415  in the extras [cpu] and [gpu]; exact search does not need it
     except ImportError as error:
-        raise ExportError(f"an index needs faiss: pip install 'recserve[cpu]' ({error})") from error
+        raise ExportError(f"an index needs faiss ({error}): {install_hint('cpu')}") from error
     faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     return faiss

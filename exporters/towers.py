@@ -50,6 +50,7 @@ from recserve.server.pipeline.towers import (
     run_tower,
     user_feed,
 )
+from recserve.server.text import install_hint
 
 if TYPE_CHECKING:
     import torch
@@ -385,7 +386,7 @@ def _module(source: object, spec: manifest_pb2.Tower, what: str) -> torch.nn.Mod
     try:
         import torch  # noqa: PLC0415  large, and only needed for those who bring modules
     except ImportError as error:
-        raise ExportError(f"{what}: a PyTorch module needs pip install 'recserve[torch]' ({error})") from error
+        raise ExportError(f"{what}: a PyTorch module needs PyTorch ({error}): {install_hint('torch')}") from error
     if not isinstance(source, torch.nn.Module):
         raise ExportError(f"{what}: expected the path of an ONNX file or a torch.nn.Module, found {type(source)}")
     _refuse(what, _signature_problems(source, [each.name for each in spec.inputs]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from recserve.server.text import install_hint
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the result is its exit status."""
@@ -13,8 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return execute(arguments)
     except ImportError as error:
-        needed = "pip install 'recserve[cpu,loadtest]', or in a checkout pip install -e '.[cpu,loadtest]'"
-        print(f"recserve-loadtest: {error}; it needs {needed}", file=sys.stderr)
+        print(f"recserve-loadtest: {error}; it needs {install_hint('cpu,loadtest')}", file=sys.stderr)
         return 1
 
 

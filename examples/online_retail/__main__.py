@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from recserve.server.bundle.errors import RecserveError
+from recserve.server.text import install_hint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from examples.online_retail.run import BUNDLE, run  # noqa: PLC0415  PyTorch is optional, and slow to import
     except ModuleNotFoundError as error:
-        console.print(f"{error}: pip install 'recserve[cpu,export,torch]'", style="red", highlight=False)
+        console.print(f"{error}: {install_hint('cpu,export,torch')}", style="red", highlight=False)
         return 1
     try:
         if options.replace and (options.out / BUNDLE / "manifest.json").exists():

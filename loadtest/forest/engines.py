@@ -30,6 +30,7 @@ from recserve.exporters.tl2cgen_library import compile_library
 from recserve.kernels.forest import Forest
 from recserve.kernels.native_forest import NativeForest
 from recserve.loadtest.forest.recipe import CROSS_FEATURES, FEATURES, ITEM_FEATURES, USER_FEATURES, Request
+from recserve.server.text import install_hint
 
 T = TypeVar("T")
 Margins = Callable[[Request], ArrayLike]
@@ -201,7 +202,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise EngineUnavailableError(f"{name} cannot be imported ({error}): pip install 'recserve[bench]'") from error
+        raise EngineUnavailableError(f"{name} cannot be imported ({error}): {install_hint('bench')}") from error
 
 
 def make_once(path: Path, make: Callable[[Path], object]) -> Effort:

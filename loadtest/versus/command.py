@@ -27,6 +27,7 @@ from recserve.loadtest.workload.requests import POOL, Sources, messages_of
 from recserve.loadtest.workload.scenario import Scenario, load_scenario
 from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
+from recserve.server.text import install_hint
 
 if TYPE_CHECKING:
     from recserve.loadtest.reference.build import Workload
@@ -91,7 +92,7 @@ def _check_installed() -> None:
     """The services are processes of their own: what they lack is said before they fail to start."""
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        raise TargetError(f"versus needs pip install 'recserve[versus]': there is no {', '.join(missing)}")
+        raise TargetError(f"versus needs {', '.join(missing)}: {install_hint('versus')}")
 
 
 def _cores(options: argparse.Namespace) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from recserve.kernels import bitmaps, ivf
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.bundle.layout import index_file, space_file
 from recserve.server.bundle.reader import Space
+from recserve.server.text import install_hint
 
 Vectors: TypeAlias = NDArray[np.float32]
 Counts: TypeAlias = Sequence[int]
@@ -345,7 +346,7 @@ def _faiss() -> Any:
         import faiss  # noqa: PLC0415  optional: exact search and our own lists do not need it
     except ImportError as error:
         raise BundleUnsupportedError(
-            "searching a FAISS index needs faiss: pip install 'recserve[cpu]', or [gpu] for CUDA", found=str(error)
+            f"searching a FAISS index needs faiss (for CUDA the extra gpu): {install_hint('cpu')}", found=str(error)
         ) from error
     return faiss
 
@@ -355,7 +356,7 @@ def _gpu_faiss() -> Any:
     if not hasattr(faiss, "StandardGpuResources"):
         raise BundleUnsupportedError(
             "device 'cuda' needs a faiss with GPU support: pip uninstall faiss-cpu onnxruntime, then "
-            "pip install 'recserve[gpu]'; or serve with device 'cpu'",
+            f"{install_hint('gpu')}; or serve with device 'cpu'",
             expected="faiss-gpu",
             found=f"faiss {faiss.__version__} without GPU support",
         )

@@ -40,6 +40,7 @@ from recserve.server.bundle.columns import (
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.bundle.reader import Bundle
 from recserve.server.pipeline.cache import NOTHING_KEPT, Cache, CacheLimits, CacheStats
+from recserve.server.text import install_hint
 
 TOWER_TOLERANCE: Final = 1e-5
 """Largest difference between two runs of one network, relative to the length of its vectors."""
@@ -683,7 +684,7 @@ def _onnxruntime() -> Any:
         import onnxruntime  # noqa: PLC0415  optional: bundles without towers do not need it
     except ImportError as error:
         raise BundleUnsupportedError(
-            "a tower needs onnxruntime: pip install 'recserve[cpu]', or [gpu] for CUDA", found=str(error)
+            f"a tower needs onnxruntime (for CUDA the extra gpu): {install_hint('cpu')}", found=str(error)
         ) from error
     return onnxruntime
 
@@ -695,7 +696,7 @@ def _provider(onnxruntime: Any, device: str) -> str:
     if "CUDAExecutionProvider" not in available:
         raise BundleUnsupportedError(
             "device 'cuda' needs an onnxruntime with CUDA: pip uninstall onnxruntime faiss-cpu, then "
-            "pip install 'recserve[gpu]'; or serve with device 'cpu'",
+            f"{install_hint('gpu')}; or serve with device 'cpu'",
             expected="CUDAExecutionProvider",
             found=available,
         )

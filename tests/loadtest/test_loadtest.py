@@ -76,4 +76,4 @@ def test_without_its_extra_the_command_says_what_to_install() -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("recserve-loadtest: ")
     assert "hdrh" in line
-    assert "pip install -e '.[cpu,loadtest]'" in line
+    assert "make install EXTRAS=cpu,loadtest" in line

@@ -16,6 +16,7 @@ from recserve.server.config import ServerSettings
 from recserve.server.rpc.errors import FrontError
 from recserve.server.rpc.fronts.grpcio import GrpcioFront
 from recserve.server.rpc.servicer import RecommenderService
+from recserve.server.text import install_hint
 
 __all__ = ["Front", "front_type"]
 
@@ -62,6 +63,6 @@ def front_type(name: Literal["grpc", "native"]) -> Callable[[RecommenderService,
     except ImportError as error:
         raise FrontError(
             f'server.front is "native", and its package cannot be loaded ({error}): '
-            "pip install 'recserve[native]', or leave server.front out"
+            f"{install_hint('native')}; or leave server.front out"
         ) from error
     return NativeFront
