@@ -43,6 +43,13 @@ def test_extras(arguments: list[str], extras: str) -> None:
     assert "--index-url" not in printed
 
 
+def test_run_listens_and_calls_where_it_is_told_to() -> None:
+    assert "--port 50051" in installed("run")[1]
+    (line,) = (line for line in installed("run", "PORT=50099")[1].splitlines() if "recserve call" in line)
+    assert "serve --config build/demo/recserve.toml --port 50099" in line
+    assert "--address 127.0.0.1:50099" in line
+
+
 def test_pytorch_comes_from_the_index_that_is_named() -> None:
     assert (
         "pip install --index-url https://cpu 'torch>="
