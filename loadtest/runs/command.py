@@ -127,8 +127,11 @@ def _write(workload: str, session: Session, scenario: Scenario, sources: Sources
     print_grid(content)
     write(options.out, content)
     print(f"written to {options.out}")
+    page = options.out.with_suffix(".html")
     if options.report:
-        _report(options.out, options.out.with_suffix(".html"))
+        _report(options.out, page)
+    elif page.exists():
+        print(f"{page} is still of an earlier run; to draw it again: recserve-loadtest report {options.out}")
 
 
 def print_grid(content: Mapping[str, Any]) -> None:

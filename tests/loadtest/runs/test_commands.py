@@ -118,6 +118,31 @@ def test_a_report_is_drawn_again(config: Path, running: tuple[str, int], tmp_pat
     assert page.exists()
 
 
+def test_a_page_that_a_later_run_does_not_draw_is_said_to_be_old(
+    config: Path, running: tuple[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.json"
+    command = (
+        "run",
+        "--target",
+        running[0],
+        "--config",
+        config,
+        "--rate",
+        20,
+        "--seconds",
+        0.6,
+        "--warmup",
+        0,
+        "--out",
+        out,
+    )
+    assert load(*command) == 0
+    assert "earlier run" not in capsys.readouterr().out
+    assert load(*command, "--no-report") == 0
+    assert f"{tmp_path / 'run.html'} is still of an earlier run" in capsys.readouterr().out
+
+
 def test_ctrl_c_keeps_what_was_measured(config: Path, running: tuple[str, int], tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     command = (sys.executable, "-m", "recserve.loadtest.cli", "run", "--target", running[0], "--config", str(config))
