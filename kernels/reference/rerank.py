@@ -42,7 +42,10 @@ def _interpolate(margin: float, x: NDArray[np.float64], y: NDArray[np.float64]) 
     left = right - 1
     if margin == x[left]:
         return float(y[left])
-    value = y[left] + (margin - x[left]) * ((y[right] - y[left]) / (x[right] - x[left]))
+    with np.errstate(
+        over="ignore"
+    ):  # between knots that nearly coincide the slope is infinite, and the right one stands
+        value = y[left] + (margin - x[left]) * ((y[right] - y[left]) / (x[right] - x[left]))
     return float(min(value, y[right]))
 
 

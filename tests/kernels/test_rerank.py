@@ -154,6 +154,14 @@ def test_isotonic_equals_reference_and_never_falls(margins: list[float], x: list
     assert (np.diff(relevance) >= 0).all()
 
 
+def test_isotonic_knots_too_close_for_a_slope() -> None:
+    knots = np.array([0.0, 2.225073858507e-311])
+    margins = np.array([0.0, 5e-324, knots[1]])
+    arguments = margins, 2, knots, np.array([0.0, 0.75])
+    np.testing.assert_array_equal(kernel.calibrate(*arguments)[1:], [0.75, 0.75])
+    np.testing.assert_array_equal(kernel.calibrate(*arguments), reference.calibrate(*arguments))
+
+
 # ------------------------------------------------------------------------------------------------------- freshness
 
 
