@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from recserve.server.bundle.errors import RecserveError
-from recserve.server.text import install_hint
+from recserve.server.bundle.extras import install_hint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from recserve.exporters.errors import ExportError
-from recserve.server.text import install_hint
+from recserve.server.bundle.extras import install_hint
 
 
 def faiss_library() -> Any:

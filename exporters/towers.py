@@ -37,6 +37,7 @@ from recserve.server.bundle.columns import (
     Vocabulary,
 )
 from recserve.server.bundle.errors import BundleCorruptError
+from recserve.server.bundle.extras import install_hint
 from recserve.server.bundle.layout import space_file
 from recserve.server.pipeline.towers import (
     TOWER_TOLERANCE,
@@ -50,7 +51,6 @@ from recserve.server.pipeline.towers import (
     run_tower,
     user_feed,
 )
-from recserve.server.text import install_hint
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from recserve.server.text import install_hint
+from recserve.server.bundle.extras import install_hint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

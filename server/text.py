@@ -24,11 +24,6 @@ def own_command() -> str:
     return shlex.quote(os.path.relpath(running))
 
 
-def install_hint(extras: str) -> str:
-    """How to install the extras named, such as "cpu,export": published packages and checkouts have different ways."""
-    return f"pip install 'recserve[{extras}]', or in a checkout: make install EXTRAS={extras}"
-
-
 def announce(text: str) -> None:
     """Tell whoever watches a server; it does not stop because nobody does."""
     try:

@@ -30,7 +30,7 @@ from recserve.exporters.tl2cgen_library import compile_library
 from recserve.kernels.forest import Forest
 from recserve.kernels.native_forest import NativeForest
 from recserve.loadtest.forest.recipe import CROSS_FEATURES, FEATURES, ITEM_FEATURES, USER_FEATURES, Request
-from recserve.server.text import install_hint
+from recserve.server.bundle.extras import install_hint
 
 T = TypeVar("T")
 Margins = Callable[[Request], ArrayLike]

@@ -25,9 +25,9 @@ from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.versus.tables import all_grids, verdict
 from recserve.loadtest.workload.requests import POOL, Sources, messages_of
 from recserve.loadtest.workload.scenario import Scenario, load_scenario
+from recserve.server.bundle.extras import install_hint
 from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
-from recserve.server.text import install_hint
 
 if TYPE_CHECKING:
     from recserve.loadtest.reference.build import Workload

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from recserve.bundle.v1 import manifest_pb2
 from recserve.kernels import bitmaps, ivf
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
+from recserve.server.bundle.extras import install_hint
 from recserve.server.bundle.layout import index_file, space_file
 from recserve.server.bundle.reader import Space
-from recserve.server.text import install_hint
 
 Vectors: TypeAlias = NDArray[np.float32]
 Counts: TypeAlias = Sequence[int]

@@ -38,9 +38,9 @@ from recserve.server.bundle.columns import (
     TimeColumn,
 )
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
+from recserve.server.bundle.extras import install_hint
 from recserve.server.bundle.reader import Bundle
 from recserve.server.pipeline.cache import NOTHING_KEPT, Cache, CacheLimits, CacheStats
-from recserve.server.text import install_hint
 
 TOWER_TOLERANCE: Final = 1e-5
 """Largest difference between two runs of one network, relative to the length of its vectors."""

@@ -12,11 +12,11 @@ from typing import Literal, Protocol
 import grpc.aio
 
 from recserve.server.address import Address
+from recserve.server.bundle.extras import install_hint
 from recserve.server.config import ServerSettings
 from recserve.server.rpc.errors import FrontError
 from recserve.server.rpc.fronts.grpcio import GrpcioFront
 from recserve.server.rpc.servicer import RecommenderService
-from recserve.server.text import install_hint
 
 __all__ = ["Front", "front_type"]
 
