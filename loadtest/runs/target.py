@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from recserve.loadtest.generator.process import Protocol
 from recserve.loadtest.runs.errors import TargetError
+from recserve.loadtest.runs.signals import uninterrupted
 from recserve.loadtest.workload.requests import Message
 from recserve.server.client import CallError, call
 
@@ -92,20 +93,19 @@ def started(module: Sequence[str], cores: Sequence[int] = (), protocol: Protocol
     """
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "out", Path(folder) / "log"
-        with _on_cores(cores), out.open("wb") as stdout, log.open("wb") as stderr:
-            # A session of its own: Ctrl-C ends the load, and we end the server.
-            process = subprocess.Popen(
-                (sys.executable, "-m", *module),
-                stdout=stdout,
-                stderr=stderr,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        try:
+        with contextlib.ExitStack() as ending:
+            with uninterrupted(), _on_cores(cores), out.open("wb") as stdout, log.open("wb") as stderr:
+                # A session of its own: Ctrl-C ends the load, and we end the server.
+                process = subprocess.Popen(
+                    (sys.executable, "-m", *module),
+                    stdout=stdout,
+                    stderr=stderr,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                ending.callback(_end, process)
             host, port = parse_address(_wait_until_ready(process, out, log))
             yield Target(host, port, process.pid, protocol)
-        finally:
-            _end(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], out: Path, log: Path) -> str:

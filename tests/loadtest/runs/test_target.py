@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -11,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
 from recserve.v1 import recommender_pb2 as pb
@@ -128,6 +131,26 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
     expected = re.compile("did not start; the end of its log.*nowhere", re.DOTALL)
     with pytest.raises(TargetError, match=expected), started_server(config):
         pass
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_very_moment_of_the_start_leaves_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
+    started = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            signal.raise_signal(sent)  # before anybody else knows of the process
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with Ending() as ending, started_server(tmp_path / "server.toml"):
+        pass
+    assert ending.problem == "interrupted"
+    (server,) = started
+    assert server.returncode is not None
 
 
 def test_cores_that_there_are_not(tmp_path: Path) -> None:

@@ -268,5 +268,5 @@ def test_a_native_front_without_a_temporary_folder(run, tmp_path: Path, monkeypa
 def test_a_front_that_is_not_installed(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "recserve.server.rpc.fronts.native", raising=False)
     monkeypatch.setitem(sys.modules, "pygrpc_native", None)
-    with pytest.raises(FrontError, match=r"pip install 'recserve\[native\]', or leave server.front out"):
+    with pytest.raises(FrontError, match=r"make install EXTRAS=native; or leave server\.front out"):
         front_type("native")
