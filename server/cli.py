@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recserve.server.bundle.errors import RecserveError
+from recserve.server.text import discard_output
 from recserve.server.version import this_version
 
 if TYPE_CHECKING:
@@ -37,12 +38,21 @@ _MAX_SECONDS = 86_400
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is 0 for success, 1 for an error that was reported, 2 for wrong usage."""
+    """Run the command.
+
+    Returns:
+        0 for success, 1 for an error that was reported or where nobody reads the output any more, 2 for wrong usage,
+        130 after Ctrl-C.
+    """
     # The C core logs to stderr by itself; what matters of it reaches us as errors. It reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough, such as `head`; as Rich, which prints the tables, has it
+        discard_output()
+        return 1
     except RecserveError as error:
         print(f"recserve: {error}", file=sys.stderr)
         return 1

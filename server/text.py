@@ -29,8 +29,12 @@ def announce(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError:  # such as a pipe that nobody reads any more
-        # What is left in the buffer would fail again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
+
+
+def discard_output() -> None:
+    """Nobody reads standard output any more; what is left in its buffer would fail again when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def pinned_clock(clock: datetime.datetime) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,6 +317,17 @@ def test_calls(recserve: Run, address: str) -> None:
     )
     assert similar.returncode == 0, similar.stderr
     assert "unknown items: nothing" in similar.stdout
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_whoever_reads_may_have_seen_enough(address: str, more: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    module = (sys.executable, "-m", "recserve.server.cli")
+    command = (*module, "call", "recommend", "--user", "user-03", "--address", address, *more)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_json_is_the_whole_answer(recserve: Run, address: str) -> None:
