@@ -42,9 +42,8 @@ def _interpolate(margin: float, x: NDArray[np.float64], y: NDArray[np.float64]) 
     left = right - 1
     if margin == x[left]:
         return float(y[left])
-    with np.errstate(
-        over="ignore"
-    ):  # between knots that nearly coincide the slope is infinite, and the right one stands
+    # Between knots that nearly coincide the slope is infinite, and the right one stands.
+    with np.errstate(over="ignore"):
         value = y[left] + (margin - x[left]) * ((y[right] - y[left]) / (x[right] - x[left]))
     return float(min(value, y[right]))
 
