@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # What tests and `make install` install; `EXTRAS=dev,torch make test` adds the tests of the PyTorch exporter.
 EXTRAS ?= dev
-# Where `run` and `serve-retail` listen.
+# Where `run` and `serve-retail` listen, and how calls find them there.
 PORT ?= 50051
 ELSEWHERE := $(if $(filter-out 50051,$(PORT)), --address 127.0.0.1:$(PORT))
 DEMO ?= build/demo
@@ -31,7 +31,7 @@ install: $(EXTRAS_READY) ## Install the optional dependencies that EXTRAS names,
 
 run: $(RUN_READY) $(DEMO)/recserve.toml ## Serve the demo bundle on 127.0.0.1 and show one answer; port 50051, or PORT=…
 	@# The server says on standard output when it is ready; only then, and only if it is, there is an answer to show.
-	@$(BIN)/recserve serve --config $(DEMO)/recserve.toml --port $(PORT) | { read -r ready && echo "$$ready" && $(BIN)/recserve call recommend --user user-00042 --count 10 --hint title,price,category --address 127.0.0.1:$(PORT); cat; test -n "$$ready"; }
+	@$(BIN)/recserve serve --config $(DEMO)/recserve.toml --port $(PORT) | { read -r ready && echo "$$ready" && $(BIN)/recserve call recommend --user user-00042 --count 10 --hint title,price,category$(ELSEWHERE); cat; test -n "$$ready"; }
 
 demo: $(RUN_READY) $(DEMO)/recserve.toml ## Build the demo bundle if it is missing
 

@@ -122,21 +122,8 @@ def test_a_page_that_a_later_run_does_not_draw_is_said_to_be_old(
     config: Path, running: tuple[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run.json"
-    command = (
-        "run",
-        "--target",
-        running[0],
-        "--config",
-        config,
-        "--rate",
-        20,
-        "--seconds",
-        0.6,
-        "--warmup",
-        0,
-        "--out",
-        out,
-    )
+    options = ("--rate", 20, "--seconds", 0.6, "--warmup", 0, "--out", out)
+    command = ("run", "--target", running[0], "--config", config, *options)
     assert load(*command) == 0
     assert "earlier run" not in capsys.readouterr().out
     assert load(*command, "--no-report") == 0
