@@ -20,6 +20,7 @@ from libc.string cimport memset
 from recserve.kernels import _forest_arrays as layout
 from recserve.kernels._arrays import check_array, check_rows
 from recserve.kernels._cpu import choose_variant
+from recserve.kernels._forest_program import divide
 
 cdef extern from "forest.h" nogil:
     enum:
@@ -68,9 +69,22 @@ cdef extern from "forest.h" nogil:
         int64_t* bundle_bounds
         uint32_t* joins
         ptrdiff_t joined, most_joined
+    ctypedef enum forest_kind_t:
+        FOREST_WHOLE
+        FOREST_NARROW
+        FOREST_WIDE
+    ctypedef struct forest_program_t:
+        forest_kind_t kind
+        const int64_t* op_bounds
+        const void* ops
+        const int64_t* choice_bounds
+        const void* choices
+        const uint32_t* planes
+        ptrdiff_t first_choice
     ctypedef struct forest_scratch_t:
         uint8_t* bins
         uint64_t* masks
+        void* names
         uint8_t* numbers
         double* sums
         uint8_t* values
@@ -80,11 +94,12 @@ cdef extern from "forest.h" nogil:
         void (*conditions)(
             const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, ptrdiff_t
         ) noexcept nogil
-        void (*constants)(
-            const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, const uint8_t*, ptrdiff_t
+        void (*margins)(
+            const forest_t*, const forest_program_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*
         ) noexcept nogil
-        void (*margins)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
-        void (*margins32)(const forest_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*) noexcept nogil
+        void (*margins32)(
+            const forest_t*, const forest_program_t*, const forest_scratch_t*, ptrdiff_t, ptrdiff_t, double*
+        ) noexcept nogil
         void (*few_conditions)(const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t) noexcept nogil
         void (*few_constants)(
             const forest_t*, const forest_scratch_t*, const int32_t*, ptrdiff_t, const uint8_t*
@@ -94,6 +109,10 @@ cdef extern from "forest.h" nogil:
     const forest_variant_t* forest_variant_named(const char* name)
     ptrdiff_t forest_groups_for(const forest_variant_t* variant, ptrdiff_t n)
     ptrdiff_t forest_unfold_all(const forest_t* forest, forest_trees_t* trees)
+    void forest_fix(
+        const forest_t* forest, const forest_program_t* program, void* names, const int32_t* columns, ptrdiff_t count,
+        const uint8_t* bins
+    )
     bint forest_takes_lanes(const forest_variant_t* variant)
     ptrdiff_t forest_spread_all(forest_t* forest, ptrdiff_t nodes, forest_lanes_t* lanes)
     ptrdiff_t forest_few_rows(const forest_variant_t* variant, const forest_t* forest)
@@ -174,6 +193,7 @@ cdef struct request_t:
     ptrdiff_t cross_stride
     const int32_t* varying_columns
     ptrdiff_t varying_count
+    const forest_program_t* program
     uint8_t* bins
 
 
@@ -187,6 +207,7 @@ cdef class Forest:
     """Forests over one set of features; see forest.pyi."""
 
     cdef forest_t forest
+    cdef forest_program_t whole
     cdef readonly int features, outputs, columns, pieces, conditions
     cdef readonly object arrays, set_hash, float_error_bounds, forest_bounds, column_features
     cdef object derived
@@ -257,6 +278,15 @@ cdef class Forest:
             lane_pieces=0,
             lane_rows=0,
             jumps=0,
+        )
+        self.whole = forest_program_t(
+            kind=FOREST_WHOLE,
+            op_bounds=self.forest.op_bounds,
+            ops=self.forest.ops,
+            choice_bounds=NULL,
+            choices=NULL,
+            planes=self.forest.planes,
+            first_choice=self.slots,
         )
         self.unfold()
 
@@ -342,6 +372,7 @@ cdef class Forest:
         memset(&request, 0, sizeof(request_t))  # nothing is constant
         request.varying_columns = <const int32_t*>address(self.all_columns)
         request.varying_count = self.columns
+        request.program = &self.whole
         cdef ptrdiff_t n = len(rows), start = 0, size, groups
         with nogil:
             while start < n:
@@ -419,6 +450,9 @@ cdef class RequestPlan:
     cdef readonly Forest forest
     cdef readonly object item_features, request_features, cross_features, item_columns
     cdef object request_columns, request_places, cross_columns, cross_places, varying_columns
+    cdef object divided
+    cdef list shelf
+    cdef forest_program_t program
     cdef request_t request
 
     def __cinit__(self, Forest forest, item_features, request_features, cross_features):
@@ -447,8 +481,33 @@ cdef class RequestPlan:
             cross_stride=0,
             varying_columns=<const int32_t*>address(self.varying_columns),
             varying_count=len(self.varying_columns),
+            program=&self.program,
             bins=NULL,
         )
+        self.shelf = []
+        self.divide()
+
+    cdef divide(self):
+        """The forest's program where the request's columns are the same for all rows."""
+        program = divide(self.forest.arrays, self.request_columns)
+        self.divided = program, aligned_copy(program.ops), aligned_copy(program.choices)
+        _, ops, choices = self.divided
+        self.program = forest_program_t(
+            kind=FOREST_NARROW if ops.dtype == np.uint16 else FOREST_WIDE,
+            op_bounds=<const int64_t*>address(program.op_bounds),
+            ops=address(ops),
+            choice_bounds=<const int64_t*>address(program.choice_bounds),
+            choices=address(choices),
+            planes=<const uint32_t*>address(program.planes),
+            first_choice=program.first_choice,
+        )
+
+    cdef take_names(self):
+        """Names for a call, which are their own slots at first, from the shelf or new."""
+        if self.shelf:
+            return self.shelf.pop()
+        program, ops, _ = self.divided
+        return aligned_copy(np.arange(program.names, dtype=ops.dtype))
 
     cdef places(self, features):
         """The columns of some features, and where each column's feature stands among them."""
@@ -477,6 +536,8 @@ cdef class RequestPlan:
             layout.check_spans("request_bounds", request_bounds, len(request_values), len(rows))
         margins = np.empty((len(rows), forest.outputs), np.float64)
         cdef Scratch scratch = forest.take()
+        names = self.take_names()
+        scratch.parts.names = address(names)
         cdef request_t request = self.request
         request.item_bins = bins
         request.cross_stride = cross_values.shape[1]
@@ -491,6 +552,7 @@ cdef class RequestPlan:
                     out + bounds[i] * forest.forest.outputs,
                 )
         forest.shelf.append(scratch)
+        self.shelf.append(names)
         return margins
 
 cdef bint all_below(const int64_t* rows, ptrdiff_t n, int64_t end) noexcept nogil:
@@ -557,11 +619,11 @@ cdef void many_margins(
 ) noexcept nogil:
     """Margins by the programs."""
     variant.conditions(forest, scratch, request.varying_columns, request.varying_count, groups)
-    variant.constants(forest, scratch, request.request_columns, request.request_count, request.bins, groups)
+    forest_fix(forest, request.program, scratch.names, request.request_columns, request.request_count, request.bins)
     if float_sums:
-        variant.margins32(forest, scratch, groups, n, out)
+        variant.margins32(forest, request.program, scratch, groups, n, out)
     else:
-        variant.margins(forest, scratch, groups, n, out)
+        variant.margins(forest, request.program, scratch, groups, n, out)
 
 
 cdef void evaluate_request(

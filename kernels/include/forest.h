@@ -3,6 +3,8 @@
  *   bins        uint8 [columns, rows]    of a value: how many of the column's thresholds are below it; NaN: 255
  *   masks       bits [slots, rows]       slot 0: none, slot 1: all, then one slot for each condition, then temporaries
  *   program     of each piece: temporary i = c ? a : b, where c, a and b are earlier slots, bit by bit
+ *   names       of the slots. Where c is the same for all rows, the temporary needs no mask: it becomes another name of a
+ *               or of b, which is a choice between two numbers instead of 512 bits (kernels/_forest_program.py)
  *   planes      of each piece: the slots that hold bit 0 … 5 of each row's leaf number
  *   margins     an output's initial value and its leaves' values, added in the order of the pieces, each sum rounded to
  *               double, or to float for outputs that are `singles`; the last sum is divided by the output's divisor
@@ -59,6 +61,8 @@ enum {
     FOREST_MANY_RANGES = 24, /* of a column: above, the masks of its bins' digits pay */
     FOREST_LANES = 64,       /* bytes of a register: nodes that a row meets at once */
     FOREST_LANE_COLUMNS = 128,
+    FOREST_LINE = 64,        /* bytes of a cache line */
+    FOREST_AHEAD = 2048,     /* bytes of a program that are fetched before they are read: the hardware stops at pages */
 };
 
 /* A node of a piece as a tree: the slot of its condition in the upper 32 bits, its left and its right child in 16 each,
@@ -110,6 +114,20 @@ typedef struct {
 
 typedef enum { FOREST_PROGRAMS, FOREST_NODES, FOREST_IN_LANES } forest_source_t;
 
+/* Numbers of slots in a program: as they were saved, of 32 bits and without choices, or of 16 or 32 bits with both. */
+typedef enum { FOREST_WHOLE, FOREST_NARROW, FOREST_WIDE } forest_kind_t;
+
+/* The operations of all pieces, for one way of dividing columns into those that vary within a call and the others. */
+typedef struct {
+    forest_kind_t kind;
+    const int64_t *op_bounds; /* [pieces + 1] into ops */
+    const void *ops;          /* [*, 3]: c is a mask's slot, a and b are names */
+    const int64_t *choice_bounds; /* [pieces + 1] into choices */
+    const void *choices;          /* [*, 3] names, of which c says 0 or 1 */
+    const uint32_t *planes;       /* [pieces, FOREST_PLANES] names */
+    ptrdiff_t first_choice;       /* the name of a piece's first choice */
+} forest_program_t;
+
 /* Where forest_unfold writes: nodes, bounds and joins, and how many joins there are and may be. */
 typedef struct {
     forest_node_t *nodes;
@@ -122,6 +140,7 @@ typedef struct {
 typedef struct {
     uint8_t *bins;    /* [columns, 64 * groups] */
     uint64_t *masks;  /* [slots, groups]; for few rows uint32 [conditions and joins] */
+    void *names;      /* the slot of each name; its own number, but for conditions on fixed columns, 0 or 1, and choices */
     uint8_t *numbers; /* [FOREST_BATCH, 64 * groups] leaf numbers */
     double *sums;     /* [64 * groups]; floats where sums are float32 */
     uint8_t *values;  /* [FOREST_LEAVES + FOREST_BUNDLE_NODES, FOREST_FEW_ROWS] leaf numbers below each leaf and node, */
@@ -138,18 +157,15 @@ typedef struct {
     /* The masks of the listed columns' conditions, from scratch->bins. */
     void (*conditions)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
                        ptrdiff_t count, ptrdiff_t groups);
-    /* The masks of columns whose bin is the same for all rows: bins[i] of columns[i]. */
-    void (*constants)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns, ptrdiff_t count,
-                      const uint8_t *bins, ptrdiff_t groups);
     /* Margins of a block from its masks: out[row * outputs + output] for n rows. */
-    void (*margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
-                    double *out);
+    void (*margins)(const forest_t *forest, const forest_program_t *program, const forest_scratch_t *scratch,
+                    ptrdiff_t groups, ptrdiff_t n, double *out);
     /* The same with leaves and sums in float32. */
-    void (*margins32)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
-                      double *out);
-    /* The same three for up to FOREST_FEW_ROWS rows, whose bins lie 64 apart, of a forest with nodes: each mask is a
-     * word of 32 bits. Between the second and the third comes forest_join_masks. The third is NULL in portable C, which
-     * has no instruction that makes bytes of bits. */
+    void (*margins32)(const forest_t *forest, const forest_program_t *program, const forest_scratch_t *scratch,
+                      ptrdiff_t groups, ptrdiff_t n, double *out);
+    /* For up to FOREST_FEW_ROWS rows, whose bins lie 64 apart, of a forest with nodes: masks, each a word of 32 bits, of
+     * the listed columns' conditions, and of columns whose bin is the same for all rows, bins[i] of columns[i]; and, after
+     * forest_join_masks, margins. The last is NULL in portable C, which has no instruction that makes bytes of bits. */
     void (*few_conditions)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
                            ptrdiff_t count);
     void (*few_constants)(const forest_t *forest, const forest_scratch_t *scratch, const int32_t *columns,
@@ -164,6 +180,78 @@ typedef struct {
 
 /* The bit of a bin in a condition's set. */
 static inline int forest_in_set(const uint8_t *set, uint8_t bin) { return set[bin >> 3] >> (bin & 7) & 1; }
+
+/* The i-th of some numbers of slots, of 16 or 32 bits. */
+static inline uint32_t forest_number(const void *numbers, ptrdiff_t i, const forest_kind_t kind) {
+    return kind == FOREST_NARROW ? ((const uint16_t *)numbers)[i] : ((const uint32_t *)numbers)[i];
+}
+static inline void forest_set_number(void *numbers, ptrdiff_t i, uint32_t number, const forest_kind_t kind) {
+    if (kind == FOREST_NARROW)
+        ((uint16_t *)numbers)[i] = (uint16_t)number;
+    else
+        ((uint32_t *)numbers)[i] = number;
+}
+
+/* The slot of a name. */
+static inline ptrdiff_t forest_slot(const void *names, const forest_kind_t kind, uint32_t name) {
+    return kind == FOREST_WHOLE ? name : forest_number(names, name, kind);
+}
+
+/* Names the conditions of columns whose bin is the same for all rows, bins[i] of columns[i]: slot 1 where they hold. */
+static inline void forest_fix_columns(const forest_t *forest, const forest_kind_t kind, void *names,
+                                      const int32_t *columns, ptrdiff_t count, const uint8_t *bins) {
+    const uint8_t *const lows = forest->range_lows, *const widths = forest->range_widths;
+    const int64_t sets = FOREST_FIRST_CONDITION + forest->ranges;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const int64_t start = forest->range_bounds[columns[i]], end = forest->range_bounds[columns[i] + 1];
+        const uint8_t bin = bins[i];
+        for (int64_t r = start; r < end; r++)
+            forest_set_number(names, FOREST_FIRST_CONDITION + r, (uint8_t)(bin - lows[r]) <= widths[r], kind);
+        for (int64_t s = forest->set_bounds[columns[i]]; s < forest->set_bounds[columns[i] + 1]; s++)
+            forest_set_number(names, sets + s, (uint32_t)forest_in_set(forest->set_bits + s * FOREST_SET_BYTES, bin),
+                              kind);
+    }
+}
+
+static void forest_fix(const forest_t *forest, const forest_program_t *program, void *names, const int32_t *columns,
+                       ptrdiff_t count, const uint8_t *bins) {
+    if (program->kind == FOREST_NARROW)
+        forest_fix_columns(forest, FOREST_NARROW, names, columns, count, bins);
+    else if (program->kind == FOREST_WIDE)
+        forest_fix_columns(forest, FOREST_WIDE, names, columns, count, bins);
+}
+
+/* The choices of a piece: each takes the slot of one of two names. */
+static inline void forest_choose(const forest_program_t *program, const forest_kind_t kind, void *names,
+                                 ptrdiff_t piece) {
+    const void *const choices = program->choices;
+    const int64_t end = 3 * program->choice_bounds[piece + 1];
+    ptrdiff_t name = program->first_choice;
+    for (int64_t i = 3 * program->choice_bounds[piece]; i < end; i += 3, name++) {
+        const ptrdiff_t left = forest_number(names, forest_number(choices, i, kind), kind); /* 0 or 1 */
+        const uint32_t taken = forest_number(choices, i + 2 - left, kind);
+        forest_set_number(names, name, forest_number(names, taken, kind), kind);
+    }
+}
+
+/* Fetches `size` bytes. Always inlined, as dot_prefetch is: GCC did leave out its calls. */
+static inline __attribute__((always_inline)) void forest_fetch(const char *start, ptrdiff_t size) {
+    for (ptrdiff_t at = 0; at < size; at += FOREST_LINE) __builtin_prefetch(start + at);
+}
+
+/* Fetches the leaves of a piece, and as many operations as it has of those that come FOREST_AHEAD later. */
+static inline __attribute__((always_inline)) void forest_fetch_piece(const forest_t *forest,
+                                                                     const forest_program_t *program,
+                                                                     const forest_kind_t kind, ptrdiff_t piece) {
+    const ptrdiff_t size = kind == FOREST_NARROW ? 3 * sizeof(uint16_t) : 3 * sizeof(uint32_t);
+    const int64_t op = program->op_bounds[piece], ops = program->op_bounds[piece + 1] - op;
+    forest_fetch((const char *)program->ops + op * size + FOREST_AHEAD, ops * size);
+    if (kind != FOREST_WHOLE) {
+        const int64_t choice = program->choice_bounds[piece], choices = program->choice_bounds[piece + 1] - choice;
+        forest_fetch((const char *)program->choices + choice * size + FOREST_AHEAD, choices * size);
+    }
+    forest_fetch((const char *)(forest->leaf_words + piece * 4 * FOREST_LEAVES), FOREST_LEAVES * sizeof(double));
+}
 
 #ifdef __x86_64__
 /* 16 rows of 16 bytes to columns: byte c of tile[r] goes to byte r of tile[c]. Interleaving the rows' halves rotates the

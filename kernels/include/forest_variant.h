@@ -299,31 +299,6 @@ FOREST_TARGET static void FOREST_NAME(conditions)(const forest_t *forest, const 
         }
 }
 
-FOREST_INLINE void FOREST_NAME(column_constants)(const forest_t *forest, const forest_scratch_t *scratch,
-                                                 ptrdiff_t column, uint8_t bin, const ptrdiff_t groups) {
-    uint64_t *ranges = scratch->masks + FOREST_FIRST_CONDITION * groups;
-    uint64_t *sets = ranges + forest->ranges * groups;
-    for (int64_t r = forest->range_bounds[column]; r < forest->range_bounds[column + 1]; r++)
-        FOREST_NAME(fill)(ranges + r * groups, (uint8_t)(bin - forest->range_lows[r]) <= forest->range_widths[r],
-                          groups);
-    for (int64_t s = forest->set_bounds[column]; s < forest->set_bounds[column + 1]; s++)
-        FOREST_NAME(fill)(sets + s * groups, forest_in_set(forest->set_bits + s * FOREST_SET_BYTES, bin), groups);
-}
-
-FOREST_TARGET static void FOREST_NAME(constants)(const forest_t *forest, const forest_scratch_t *scratch,
-                                                 const int32_t *columns, ptrdiff_t count, const uint8_t *bins,
-                                                 ptrdiff_t groups) {
-    for (ptrdiff_t i = 0; i < count; i++) switch (groups) {
-#if FOREST_LEVEL == 2
-            case 8: FOREST_NAME(column_constants)(forest, scratch, columns[i], bins[i], 8); break;
-#endif
-#if FOREST_LEVEL >= 1
-            case 4: FOREST_NAME(column_constants)(forest, scratch, columns[i], bins[i], 4); break;
-#endif
-            default: FOREST_NAME(column_constants)(forest, scratch, columns[i], bins[i], 1);
-        }
-}
-
 FOREST_INLINE uint32_t FOREST_NAME(few_range)(const uint8_t *bins, uint8_t low, uint8_t width) {
 #if FOREST_LEVEL >= 1
     const __m256i rows = _mm256_loadu_si256((const __m256i *)bins);
@@ -394,13 +369,20 @@ FOREST_TARGET static void FOREST_NAME(few_constants)(const forest_t *forest, con
 
 /* ---- Programs ---- */
 
-FOREST_INLINE void FOREST_NAME(run_piece)(const forest_t *forest, uint64_t *masks, ptrdiff_t piece,
+/* What varies in a piece; its choices have been made. */
+FOREST_INLINE void FOREST_NAME(run_piece)(const forest_program_t *program, const forest_kind_t kind,
+                                          const forest_scratch_t *scratch, ptrdiff_t piece, uint64_t *out,
                                           const ptrdiff_t groups) {
-    const uint32_t *op = forest->ops + 3 * forest->op_bounds[piece];
-    const uint32_t *end = forest->ops + 3 * forest->op_bounds[piece + 1];
-    uint64_t *out = masks + (FOREST_FIRST_CONDITION + forest->ranges + forest->sets) * groups;
-    for (; op < end; op += 3, out += groups)
-        FOREST_NAME(select)(out, masks + op[0] * groups, masks + op[1] * groups, masks + op[2] * groups, groups);
+    /* Read once: the compiler cannot know that masks do not overlap these. */
+    const uint64_t *const masks = scratch->masks;
+    const void *const names = scratch->names, *const ops = program->ops;
+    const int64_t end = 3 * program->op_bounds[piece + 1];
+    for (int64_t i = 3 * program->op_bounds[piece]; i < end; i += 3, out += groups) {
+        const ptrdiff_t c = forest_number(ops, i, kind);
+        const ptrdiff_t a = forest_slot(names, kind, forest_number(ops, i + 1, kind));
+        const ptrdiff_t b = forest_slot(names, kind, forest_number(ops, i + 2, kind));
+        FOREST_NAME(select)(out, masks + c * groups, masks + a * groups, masks + b * groups, groups);
+    }
 }
 
 /* Leaf numbers of 64 rows from their planes. */
@@ -573,16 +555,51 @@ FOREST_INLINE void FOREST_NAME(add_batch)(const forest_t *forest, const forest_s
 }
 #endif
 
-FOREST_INLINE void FOREST_NAME(number_batch)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t first,
-                                             ptrdiff_t count, const ptrdiff_t groups) {
-    for (ptrdiff_t t = 0; t < count; t++) {
-        FOREST_NAME(run_piece)(forest, scratch->masks, first + t, groups);
-        const uint32_t *planes = forest->planes + (first + t) * FOREST_PLANES;
+FOREST_INLINE void FOREST_NAME(number_pieces)(const forest_t *forest, const forest_program_t *program,
+                                              const forest_kind_t kind, const forest_scratch_t *scratch, ptrdiff_t first,
+                                              ptrdiff_t count, const ptrdiff_t groups) {
+    uint64_t *const results = scratch->masks + (FOREST_FIRST_CONDITION + forest->ranges + forest->sets) * groups;
+    for (ptrdiff_t piece = first; piece < first + count; piece++) {
+        forest_fetch_piece(forest, program, kind, piece);
+        if (kind != FOREST_WHOLE) forest_choose(program, kind, scratch->names, piece);
+        FOREST_NAME(run_piece)(program, kind, scratch, piece, results, groups);
+        const uint64_t *planes[FOREST_PLANES];
+        for (int p = 0; p < FOREST_PLANES; p++)
+            planes[p] = scratch->masks + forest_slot(scratch->names, kind, program->planes[piece * FOREST_PLANES + p]) * groups;
         for (int g = 0; g < groups; g++) {
             uint64_t bits[FOREST_PLANES];
-            for (int p = 0; p < FOREST_PLANES; p++) bits[p] = scratch->masks[planes[p] * groups + g];
-            FOREST_NAME(numbers)(bits, scratch->numbers + (t * groups + g) * 64);
+            for (int p = 0; p < FOREST_PLANES; p++) bits[p] = planes[p][g];
+            FOREST_NAME(numbers)(bits, scratch->numbers + ((piece - first) * groups + g) * 64);
         }
+    }
+}
+
+FOREST_INLINE void FOREST_NAME(number_kind)(const forest_t *forest, const forest_program_t *program,
+                                            const forest_scratch_t *scratch, ptrdiff_t first, ptrdiff_t count,
+                                            const ptrdiff_t groups) {
+    switch (program->kind) {
+        case FOREST_NARROW:
+            FOREST_NAME(number_pieces)(forest, program, FOREST_NARROW, scratch, first, count, groups);
+            break;
+        case FOREST_WIDE:
+            FOREST_NAME(number_pieces)(forest, program, FOREST_WIDE, scratch, first, count, groups);
+            break;
+        default: FOREST_NAME(number_pieces)(forest, program, FOREST_WHOLE, scratch, first, count, groups);
+    }
+}
+
+/* Leaf numbers [count, 64 groups] of a batch of pieces. Not inlined: sums of both kinds begin with it. */
+FOREST_TARGET static __attribute__((noinline)) void FOREST_NAME(number_batch)(
+    const forest_t *forest, const forest_program_t *program, const forest_scratch_t *scratch, ptrdiff_t first,
+    ptrdiff_t count, ptrdiff_t groups) {
+    switch (groups) {
+#if FOREST_LEVEL == 2
+        case 8: FOREST_NAME(number_kind)(forest, program, scratch, first, count, 8); break;
+#endif
+#if FOREST_LEVEL >= 1
+        case 4: FOREST_NAME(number_kind)(forest, program, scratch, first, count, 4); break;
+#endif
+        default: FOREST_NAME(number_kind)(forest, program, scratch, first, count, 1);
     }
 }
 
@@ -677,9 +694,10 @@ FOREST_INLINE void FOREST_NAME(start_sums)(double *sums, double initial, int sin
 }
 
 /* Where leaf numbers come from: the programs, or, with one group, the nodes or the lanes. */
-FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const forest_scratch_t *scratch,
-                                              const ptrdiff_t groups, const forest_source_t source, ptrdiff_t n,
-                                              const int all_single, double *out) {
+FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const forest_program_t *program,
+                                              const forest_scratch_t *scratch, const ptrdiff_t groups,
+                                              const forest_source_t source, ptrdiff_t n, const int all_single,
+                                              double *out) {
     const int few = source != FOREST_PROGRAMS;
     const ptrdiff_t together = source == FOREST_IN_LANES ? forest->lane_pieces : FOREST_BUNDLE;
     int64_t place = 0; /* of the batch's first bundle or lanes */
@@ -699,7 +717,7 @@ FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const fore
             if (source == FOREST_IN_LANES)
                 FOREST_NAME(number_in_lanes)(forest, scratch, forest->lanes + place, count, n);
 #endif
-            if (source == FOREST_PROGRAMS) FOREST_NAME(number_batch)(forest, scratch, first, count, groups);
+            if (source == FOREST_PROGRAMS) FOREST_NAME(number_batch)(forest, program, scratch, first, count, groups);
             place += (count + together - 1) / together;
             if (single)
                 FOREST_NAME(add_batch32)(forest, scratch, first, count, groups, n);
@@ -718,36 +736,39 @@ FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const fore
     }
 }
 
-FOREST_INLINE void FOREST_NAME(any_margins)(const forest_t *forest, const forest_scratch_t *scratch, ptrdiff_t groups,
-                                            ptrdiff_t n, const int all_single, double *out) {
+FOREST_INLINE void FOREST_NAME(any_margins)(const forest_t *forest, const forest_program_t *program,
+                                            const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
+                                            const int all_single, double *out) {
     switch (groups) {
 #if FOREST_LEVEL == 2
-        case 8: FOREST_NAME(block_margins)(forest, scratch, 8, FOREST_PROGRAMS, n, all_single, out); break;
+        case 8: FOREST_NAME(block_margins)(forest, program, scratch, 8, FOREST_PROGRAMS, n, all_single, out); break;
 #endif
 #if FOREST_LEVEL >= 1
-        case 4: FOREST_NAME(block_margins)(forest, scratch, 4, FOREST_PROGRAMS, n, all_single, out); break;
+        case 4: FOREST_NAME(block_margins)(forest, program, scratch, 4, FOREST_PROGRAMS, n, all_single, out); break;
 #endif
-        default: FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_PROGRAMS, n, all_single, out);
+        default: FOREST_NAME(block_margins)(forest, program, scratch, 1, FOREST_PROGRAMS, n, all_single, out);
     }
 }
 
-FOREST_TARGET static void FOREST_NAME(margins)(const forest_t *forest, const forest_scratch_t *scratch,
-                                               ptrdiff_t groups, ptrdiff_t n, double *out) {
-    FOREST_NAME(any_margins)(forest, scratch, groups, n, 0, out);
+FOREST_TARGET static void FOREST_NAME(margins)(const forest_t *forest, const forest_program_t *program,
+                                               const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
+                                               double *out) {
+    FOREST_NAME(any_margins)(forest, program, scratch, groups, n, 0, out);
 }
 
-FOREST_TARGET static void FOREST_NAME(margins32)(const forest_t *forest, const forest_scratch_t *scratch,
-                                                 ptrdiff_t groups, ptrdiff_t n, double *out) {
-    FOREST_NAME(any_margins)(forest, scratch, groups, n, 1, out);
+FOREST_TARGET static void FOREST_NAME(margins32)(const forest_t *forest, const forest_program_t *program,
+                                                 const forest_scratch_t *scratch, ptrdiff_t groups, ptrdiff_t n,
+                                                 double *out) {
+    FOREST_NAME(any_margins)(forest, program, scratch, groups, n, 1, out);
 }
 
 #if FOREST_LEVEL >= 1
 FOREST_TARGET static void FOREST_NAME(few_margins)(const forest_t *forest, const forest_scratch_t *scratch,
                                                    ptrdiff_t n, int single, double *out) {
     if (single)
-        FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_NODES, n, 1, out);
+        FOREST_NAME(block_margins)(forest, NULL, scratch, 1, FOREST_NODES, n, 1, out);
     else
-        FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_NODES, n, 0, out);
+        FOREST_NAME(block_margins)(forest, NULL, scratch, 1, FOREST_NODES, n, 0, out);
 }
 #endif
 
@@ -756,9 +777,9 @@ FOREST_TARGET static void FOREST_NAME(lane_margins)(const forest_t *forest, cons
                                                     ptrdiff_t n, int single, double *out) {
     forest_turn_bins(forest, scratch, n);
     if (single)
-        FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_IN_LANES, n, 1, out);
+        FOREST_NAME(block_margins)(forest, NULL, scratch, 1, FOREST_IN_LANES, n, 1, out);
     else
-        FOREST_NAME(block_margins)(forest, scratch, 1, FOREST_IN_LANES, n, 0, out);
+        FOREST_NAME(block_margins)(forest, NULL, scratch, 1, FOREST_IN_LANES, n, 0, out);
 }
 #endif
 
@@ -767,7 +788,6 @@ static const forest_variant_t FOREST_OBJECT(FOREST_VARIANT) = {
     .bin32 = FOREST_NAME(bin32),
     .bin64 = FOREST_NAME(bin64),
     .conditions = FOREST_NAME(conditions),
-    .constants = FOREST_NAME(constants),
     .margins = FOREST_NAME(margins),
     .margins32 = FOREST_NAME(margins32),
     .few_conditions = FOREST_NAME(few_conditions),

@@ -309,6 +309,51 @@ def test_requests_are_rows_put_together(forest: Forest, sizes: list[int]) -> Non
     assert same_bits(found, forest.predict(whole))
 
 
+OPERATIONS = st.lists(st.tuples(*[st.integers(0, 2**16)] * 3), max_size=14)
+
+
+@given(OPERATIONS, st.lists(st.integers(0, 2**16), min_size=6, max_size=6), st.sets(st.integers(0, FEATURES - 1)))
+@settings(max_examples=300)
+def test_whatever_is_fixed_in_a_request_the_program_stays_the_same(
+    numbers: list[tuple[int, int, int]], planes: list[int], fixed: set[int]
+) -> None:
+    """Operations may ask results, also of operations that are choices for this request."""
+    first = FIRST_CONDITION + FEATURES
+    ops = [tuple(number % (first + i) for number in each) for i, each in enumerate(numbers)]
+    forest = Forest(programs(ops, [plane % (first + len(ops)) for plane in planes]))
+    items, requests = sorted(set(range(FEATURES)) - fixed), sorted(fixed)
+    values, users = random_rows(1, 70), random_rows(2, 3)
+    bins = forest.bin_matrix(np.ascontiguousarray(values[:, items]), items)
+    sizes, rows = [70, 0, 40], np.arange(110) % 70
+    found = forest.plan(items, requests, []).margins(
+        bins, rows, np.cumsum([0, *sizes]), np.ascontiguousarray(users[:, requests]), np.empty((110, 0), np.float32)
+    )
+    whole = values[rows]
+    whole[:, requests] = np.repeat(users[:, requests], sizes, axis=0)
+    assert same_bits(found[:, 0], forest.predict(whole))
+    assert same_bits(found[:, 0], Reference(forest.arrays).predict(whole))
+
+
+@pytest.mark.parametrize("features", [2**16 - 4, 2**16 - 3, 2**16 + 9])
+def test_programs_may_have_more_names_than_fit_16_bits(features: int) -> None:
+    """Two slots, a condition a feature, and two results."""
+    last, first = FIRST_CONDITION + features - 1, FIRST_CONDITION + features
+    forest = Forest(programs([(last, 2, 3), (4, first, last)], [first + 1, first, last, 2, 3, 0], features))
+    items = [0, features - 1]
+    requests = list(range(1, features - 1))
+    values = np.random.default_rng(features).normal(size=(40, features)).astype(np.float32)
+    values[:, requests] = values[0, requests]
+    bins = forest.bin_matrix(np.ascontiguousarray(values[:, items]), items)
+    found = forest.plan(items, requests, []).margins(
+        bins,
+        np.arange(40),
+        np.array([0, 40]),
+        np.ascontiguousarray(values[:1, requests]),
+        np.empty((40, 0), np.float32),
+    )
+    assert same_bits(found[:, 0], forest.predict(values))
+
+
 def test_any_number_of_item_columns_is_gathered() -> None:
     forest = Forest(random_forest(13, trees=60, leaves=200, thresholds=20_000))  # several columns a feature
     values, rng = random_rows(9, 700), np.random.default_rng(9)
@@ -527,7 +572,12 @@ def is_refused(make: Callable[[], Forest], names: set[str]) -> bool:
         for n in (1, 20, 70):
             rows = np.ascontiguousarray(np.resize(random_rows(n, n), (n, forest.features)))
             # Not the bits: NaN has many patterns, and an addition may choose among them.
-            np.testing.assert_array_equal(forest.predict(rows), Reference(forest.arrays).predict(rows))
+            expected = Reference(forest.arrays).predict(rows).reshape(n, forest.outputs)
+            np.testing.assert_array_equal(forest.predict(rows).reshape(n, forest.outputs), expected)
+            plan = forest.plan([], range(forest.features), [])  # all is fixed, so there is a request for the first row
+            nothing = np.empty((1, 0), np.uint8), np.zeros(40, np.int64), np.array([0, 40]), rows[:1]
+            found = plan.margins(*nothing, np.empty((40, 0), np.float32))
+            np.testing.assert_array_equal(found, np.repeat(expected[:1], 40, axis=0))
     return False
 
 

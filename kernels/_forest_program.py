@@ -1,0 +1,146 @@
+"""The programs of a forest's pieces, divided by what varies within a request.
+
+An operation `c ? a : b` whose condition c looks at a column that is the same for all rows of a call, such as a user's,
+has a result that is another name for a or for b. It is a *choice*: made once a request, among the numbers of slots, and
+before the other operations of its piece, which alone have masks. Whether an operation is a choice depends on the
+columns only, so it is settled here, once.
+
+Names are slots, with the results of operations renumbered: those of each piece's operations from the first result on,
+then, from `first_choice` on, those of its choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.kernels._forest_arrays import FIRST_CONDITION, Arrays
+
+Numbers = NDArray[np.uint16] | NDArray[np.uint32]
+
+_ALWAYS: Final = 1
+"""The slot that is true for every row."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """What a forest computes in calls in which some columns are the same for all rows.
+
+    Attributes:
+        choice_bounds: int64 [pieces + 1] into `choices`.
+        choices: [*, 3], the names c, a and b; c is a condition on a fixed column.
+        op_bounds: int64 [pieces + 1] into `ops`.
+        ops: [*, 3], the slot c and the names a and b; fills the piece's next result.
+        planes: uint32 [pieces, 6], names of the bits of the leaf's number.
+        first_choice: the name of a piece's first choice; equals the number of slots.
+        names: how many there are. Where they fit, choices and ops are of 16 bits, otherwise of 32.
+    """
+
+    choice_bounds: NDArray[np.int64]
+    choices: Numbers
+    op_bounds: NDArray[np.int64]
+    ops: Numbers
+    planes: NDArray[np.uint32]
+    first_choice: int
+    names: int
+
+
+def divide(arrays: Arrays, columns: NDArray[np.int32]) -> Program:
+    """The program of a checked forest for calls in which `columns` are the same for all rows."""
+    old = arrays["ops"].astype(np.int64)
+    bounds = arrays["op_bounds"]
+    pieces = len(bounds) - 1
+    piece = np.repeat(np.arange(pieces), np.diff(bounds))
+    fixed = _fixed_conditions(arrays, columns)
+    first = len(fixed)
+    is_choice = (old[:, 0] < first) & fixed[np.minimum(old[:, 0], first - 1)]
+    level = _levels(old - first, bounds)
+
+    # An operation asks a mask, not a name. Where it asks what a choice took, a copy of that stands before the first one
+    # that does. Nodes ask conditions; only joins of two conditions may be choices.
+    asks_choice = ~is_choice & (old[:, 0] >= first)
+    asked = bounds[piece] + old[:, 0] - first
+    asks_choice[asks_choice] = is_choice[asked[asks_choice]]
+    copied = np.unique(asked[asks_choice])
+    before = np.full(len(old), np.iinfo(np.int64).max)
+    np.minimum.at(before, asked[asks_choice], level[asks_choice])
+
+    kept, chosen = np.flatnonzero(~is_choice), np.flatnonzero(is_choice)
+    origin = np.concatenate((kept, copied))
+    order = np.lexsort((np.concatenate((2 * level[kept] + 1, 2 * before[copied])), piece[origin]))
+    origin, is_copy = origin[order], order >= len(kept)
+    chosen = chosen[np.lexsort((level[chosen], piece[chosen]))]
+    op_bounds, places = _places(piece[origin], pieces)
+    choice_bounds, choice_places = _places(piece[chosen], pieces)
+    first_choice = first + int(np.diff(op_bounds).max(initial=0))
+
+    names = np.empty(len(old), np.int64)  # of each old operation's result
+    names[origin[~is_copy]] = first + places[~is_copy]
+    names[chosen] = first_choice + choice_places
+    masks = names.copy()  # the slot that holds it
+    masks[origin[is_copy]] = first + places[is_copy]
+
+    known_as = (masks, names, names)  # of c, a and b
+    operands = np.column_stack([_renamed(old[:, i], known_as[i], bounds[piece], first) for i in range(3)])
+    ops = operands[origin]
+    ops[is_copy] = np.column_stack([np.full(len(copied), _ALWAYS), *[names[origin[is_copy]]] * 2])
+    planes = [_renamed(plane.astype(np.int64), names, bounds[:-1], first) for plane in arrays["planes"].T]
+    count = first_choice + int(np.diff(choice_bounds).max(initial=0))
+    return Program(
+        choice_bounds,
+        _numbers(operands[chosen], count),
+        op_bounds,
+        _numbers(ops, count),
+        np.column_stack(planes).astype(np.uint32),
+        first_choice,
+        count,
+    )
+
+
+def _fixed_conditions(arrays: Arrays, columns: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """[FIRST_CONDITION + conditions]: whether each slot is a condition on one of the columns."""
+    of_fixed = np.zeros(len(arrays["column_features"]), np.bool_)
+    of_fixed[columns] = True
+    conditions = [np.repeat(of_fixed, np.diff(arrays[f"{kind}_bounds"])) for kind in ("range", "set")]
+    return np.concatenate([np.zeros(FIRST_CONDITION, np.bool_), *conditions])
+
+
+def _levels(results: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many operations lie below each one. In their order, neighbours need not wait for each other.
+
+    Args:
+        results: [operations, 3], each operand's place in its piece; negative: no result.
+        bounds: [pieces + 1] into the operations.
+    """
+    levels = np.zeros(len(results), np.int64)
+    counts = np.diff(bounds)
+    for place in range(int(counts.max(initial=0))):
+        start = bounds[:-1][counts > place]
+        operands = results[start + place]
+        below = levels[start[:, np.newaxis] + np.maximum(operands, 0)]
+        levels[start + place] = np.where(operands >= 0, below + 1, 0).max(axis=1)
+    return levels
+
+
+def _numbers(names: NDArray[np.int64], count: int) -> Numbers:
+    """Of 16 bits, if all `count` of them fit."""
+    return names.astype(np.uint16) if count <= np.iinfo(np.uint16).max + 1 else names.astype(np.uint32)
+
+
+def _places(piece: NDArray[np.int64], pieces: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Bounds [pieces + 1] of operations in the order of their pieces, and each one's place within its own."""
+    bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.bincount(piece, minlength=pieces))))
+    return bounds, np.arange(len(piece)) - bounds[piece]
+
+
+def _renamed(
+    slots: NDArray[np.int64], names: NDArray[np.int64], start: NDArray[np.int64], first: int
+) -> NDArray[np.int64]:
+    """Slots with the names of results: that of the slot `first + i` is `names[start + i]`."""
+    found = slots.copy()
+    inner = slots >= first
+    found[inner] = names[start[inner] + slots[inner] - first]
+    return found
