@@ -2,9 +2,10 @@
 PYTHON ?= python3
 # What tests and `make install` install; `EXTRAS=dev,torch make test` adds the tests of the PyTorch exporter.
 EXTRAS ?= dev
-# Where `run` and `serve-retail` listen, and how calls find them there.
-PORT ?= 50051
-ELSEWHERE := $(if $(filter-out 50051,$(PORT)), --address 127.0.0.1:$(PORT))
+# Where `run` and `serve-retail` listen if not where their configuration says, and how calls find them there.
+PORT ?=
+LISTEN := $(if $(PORT), --port $(PORT))
+ELSEWHERE := $(if $(PORT), --address 127.0.0.1:$(PORT))
 DEMO ?= build/demo
 RETAIL ?= build/retail
 REFERENCE := build/workloads/reference
@@ -31,7 +32,7 @@ install: $(EXTRAS_READY) ## Install the optional dependencies that EXTRAS names,
 
 run: $(RUN_READY) $(DEMO)/recserve.toml ## Serve the demo bundle on 127.0.0.1 and show one answer; port 50051, or PORT=…
 	@# The server says on standard output when it is ready; only then, and only if it is, there is an answer to show.
-	@$(BIN)/recserve serve --config $(DEMO)/recserve.toml --port $(PORT) | { read -r ready && echo "$$ready" && $(BIN)/recserve call recommend --user user-00042 --count 10 --hint title,price,category$(ELSEWHERE); cat; test -n "$$ready"; }
+	@$(BIN)/recserve serve --config $(DEMO)/recserve.toml$(LISTEN) | { read -r ready && echo "$$ready" && $(BIN)/recserve call recommend --user user-00042 --count 10 --hint title,price,category$(ELSEWHERE); cat; test -n "$$ready"; }
 
 demo: $(RUN_READY) $(DEMO)/recserve.toml ## Build the demo bundle if it is missing
 
@@ -44,7 +45,7 @@ serve-retail: $(if $(wildcard $(RETAIL)/recserve.toml),$(RETAIL_READY)) ## Serve
 	@test -e $(RETAIL)/recserve.toml || { echo "nothing to serve yet: make retail DATA=path/to/transactions.parquet"; exit 2; }
 	@echo "In another terminal: $(BIN)/recserve call recommend --user 14911 --count 10 --fields description --reasons$(ELSEWHERE)"
 	@echo "What 14911 has not bought yet: add --placement discover; more varied: --placement varied"
-	$(BIN)/recserve serve --config $(RETAIL)/recserve.toml --port $(PORT)
+	$(BIN)/recserve serve --config $(RETAIL)/recserve.toml$(LISTEN)
 
 test: $(EXTRAS_READY) ## All tests but the slow ones, and lint
 	@$(MAKE) --no-print-directory lint
