@@ -5,8 +5,8 @@
                                └ bins ─┬ few rows: lanes, or conditions and nodes ─┬ leaf numbers, sums
                                        └ many: conditions and programs ────────────┘
 
-Scratch is kept between calls: a call takes one from the forest's shelf, or makes one, and puts it back. Both happen
-with the GIL held, so threads never share one.
+Scratch is kept between calls: a call takes one from the forest's shelf, or makes one, and puts it back; so it does with
+the names of slots, which a plan keeps. Both happen with the GIL held, so threads never share one.
 """
 
 import os
@@ -20,7 +20,7 @@ from libc.string cimport memset
 from recserve.kernels import _forest_arrays as layout
 from recserve.kernels._arrays import check_array, check_rows
 from recserve.kernels._cpu import choose_variant
-from recserve.kernels._forest_program import divide
+from recserve.kernels._forest_choices import divide
 
 cdef extern from "forest.h" nogil:
     enum:
@@ -286,7 +286,7 @@ cdef class Forest:
             choice_bounds=NULL,
             choices=NULL,
             planes=self.forest.planes,
-            first_choice=self.slots,
+            first_choice=0,
         )
         self.unfold()
 
@@ -507,7 +507,7 @@ cdef class RequestPlan:
         if self.shelf:
             return self.shelf.pop()
         program, ops, _ = self.divided
-        return aligned_copy(np.arange(program.names, dtype=ops.dtype))
+        return aligned_copy(np.arange(program.name_count, dtype=ops.dtype))
 
     cdef places(self, features):
         """The columns of some features, and where each column's feature stands among them."""
@@ -551,6 +551,7 @@ cdef class RequestPlan:
                     bounds[i + 1] - bounds[i], crosses + bounds[i] * request.cross_stride, float_sums,
                     out + bounds[i] * forest.forest.outputs,
                 )
+        scratch.parts.names = NULL
         forest.shelf.append(scratch)
         self.shelf.append(names)
         return margins

@@ -4,7 +4,7 @@
  *   masks       bits [slots, rows]       slot 0: none, slot 1: all, then one slot for each condition, then temporaries
  *   program     of each piece: temporary i = c ? a : b, where c, a and b are earlier slots, bit by bit
  *   names       of the slots. Where c is the same for all rows, the temporary needs no mask: it becomes another name of a
- *               or of b, which is a choice between two numbers instead of 512 bits (kernels/_forest_program.py)
+ *               or of b, which is a choice between two numbers instead of 512 bits (kernels/_forest_choices.py)
  *   planes      of each piece: the slots that hold bit 0 … 5 of each row's leaf number
  *   margins     an output's initial value and its leaves' values, added in the order of the pieces, each sum rounded to
  *               double, or to float for outputs that are `singles`; the last sum is divided by the output's divisor
@@ -62,7 +62,7 @@ enum {
     FOREST_LANES = 64,       /* bytes of a register: nodes that a row meets at once */
     FOREST_LANE_COLUMNS = 128,
     FOREST_LINE = 64,        /* bytes of a cache line */
-    FOREST_AHEAD = 2048,     /* bytes of a program that are fetched before they are read: the hardware stops at pages */
+    FOREST_AHEAD = 2048,     /* so many bytes before they are read, programs are fetched: the hardware stops at pages */
 };
 
 /* A node of a piece as a tree: the slot of its condition in the upper 32 bits, its left and its right child in 16 each,
@@ -114,10 +114,10 @@ typedef struct {
 
 typedef enum { FOREST_PROGRAMS, FOREST_NODES, FOREST_IN_LANES } forest_source_t;
 
-/* Numbers of slots in a program: as they were saved, of 32 bits and without choices, or of 16 or 32 bits with both. */
+/* What a program consists of: operations as they were saved, or operations and choices of 16 or of 32 bits. */
 typedef enum { FOREST_WHOLE, FOREST_NARROW, FOREST_WIDE } forest_kind_t;
 
-/* The operations of all pieces, for one way of dividing columns into those that vary within a call and the others. */
+/* The operations of all pieces, for one way of dividing columns into those that vary within a request and the others. */
 typedef struct {
     forest_kind_t kind;
     const int64_t *op_bounds; /* [pieces + 1] into ops */
@@ -140,7 +140,8 @@ typedef struct {
 typedef struct {
     uint8_t *bins;    /* [columns, 64 * groups] */
     uint64_t *masks;  /* [slots, groups]; for few rows uint32 [conditions and joins] */
-    void *names;      /* the slot of each name; its own number, but for conditions on fixed columns, 0 or 1, and choices */
+    void *names;      /* the slot of each name: of a condition on a fixed column 0 or 1, of a choice what it took, else its */
+                      /* own number */
     uint8_t *numbers; /* [FOREST_BATCH, 64 * groups] leaf numbers */
     double *sums;     /* [64 * groups]; floats where sums are float32 */
     uint8_t *values;  /* [FOREST_LEAVES + FOREST_BUNDLE_NODES, FOREST_FEW_ROWS] leaf numbers below each leaf and node, */
@@ -234,23 +235,23 @@ static inline void forest_choose(const forest_program_t *program, const forest_k
     }
 }
 
-/* Fetches `size` bytes. Always inlined, as dot_prefetch is: GCC did leave out its calls. */
-static inline __attribute__((always_inline)) void forest_fetch(const char *start, ptrdiff_t size) {
-    for (ptrdiff_t at = 0; at < size; at += FOREST_LINE) __builtin_prefetch(start + at);
+/* Fetches what lies FOREST_AHEAD behind `count` entries, which may be beyond the last. Always inlined: GCC takes a function
+ * that does nothing but fetch for one without effect, and may leave out its calls. */
+static inline __attribute__((always_inline)) void forest_fetch(const void *entries, int64_t start, int64_t count,
+                                                               ptrdiff_t size) {
+    const uintptr_t first = (uintptr_t)entries + (uintptr_t)(start * size) + FOREST_AHEAD;
+    for (ptrdiff_t at = 0; at < count * size; at += FOREST_LINE) __builtin_prefetch((const void *)(first + at));
 }
 
-/* Fetches the leaves of a piece, and as many operations as it has of those that come FOREST_AHEAD later. */
-static inline __attribute__((always_inline)) void forest_fetch_piece(const forest_t *forest,
-                                                                     const forest_program_t *program,
+/* Fetches as many operations as a piece has, of those that come later. */
+static inline __attribute__((always_inline)) void forest_fetch_ahead(const forest_program_t *program,
                                                                      const forest_kind_t kind, ptrdiff_t piece) {
-    const ptrdiff_t size = kind == FOREST_NARROW ? 3 * sizeof(uint16_t) : 3 * sizeof(uint32_t);
-    const int64_t op = program->op_bounds[piece], ops = program->op_bounds[piece + 1] - op;
-    forest_fetch((const char *)program->ops + op * size + FOREST_AHEAD, ops * size);
-    if (kind != FOREST_WHOLE) {
-        const int64_t choice = program->choice_bounds[piece], choices = program->choice_bounds[piece + 1] - choice;
-        forest_fetch((const char *)program->choices + choice * size + FOREST_AHEAD, choices * size);
-    }
-    forest_fetch((const char *)(forest->leaf_words + piece * 4 * FOREST_LEAVES), FOREST_LEAVES * sizeof(double));
+    const ptrdiff_t size = 3 * (kind == FOREST_NARROW ? sizeof(uint16_t) : sizeof(uint32_t));
+    const int64_t *const ops = program->op_bounds + piece;
+    forest_fetch(program->ops, ops[0], ops[1] - ops[0], size);
+    if (kind == FOREST_WHOLE) return;
+    const int64_t *const choices = program->choice_bounds + piece;
+    forest_fetch(program->choices, choices[0], choices[1] - choices[0], size);
 }
 
 #ifdef __x86_64__

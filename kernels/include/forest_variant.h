@@ -555,17 +555,32 @@ FOREST_INLINE void FOREST_NAME(add_batch)(const forest_t *forest, const forest_s
 }
 #endif
 
+/* Fetches the leaves of a piece that comes later, as sums of this kind read them. */
+FOREST_INLINE void FOREST_NAME(fetch_leaves)(const forest_t *forest, ptrdiff_t piece, int single) {
+#if FOREST_LEVEL == 2
+    const void *const leaves32 = forest->leaf_words32, *const leaves = forest->leaf_words;
+#else
+    const void *const leaves32 = forest->leaves32, *const leaves = forest->leaves;
+#endif
+    if (single)
+        forest_fetch(leaves32, piece, 1, FOREST_LEAVES * sizeof(float));
+    else
+        forest_fetch(leaves, piece, 1, FOREST_LEAVES * sizeof(double));
+}
+
 FOREST_INLINE void FOREST_NAME(number_pieces)(const forest_t *forest, const forest_program_t *program,
                                               const forest_kind_t kind, const forest_scratch_t *scratch, ptrdiff_t first,
-                                              ptrdiff_t count, const ptrdiff_t groups) {
+                                              ptrdiff_t count, int single, const ptrdiff_t groups) {
     uint64_t *const results = scratch->masks + (FOREST_FIRST_CONDITION + forest->ranges + forest->sets) * groups;
     for (ptrdiff_t piece = first; piece < first + count; piece++) {
-        forest_fetch_piece(forest, program, kind, piece);
+        forest_fetch_ahead(program, kind, piece);
+        FOREST_NAME(fetch_leaves)(forest, piece, single);
         if (kind != FOREST_WHOLE) forest_choose(program, kind, scratch->names, piece);
         FOREST_NAME(run_piece)(program, kind, scratch, piece, results, groups);
+        const uint32_t *const names = program->planes + piece * FOREST_PLANES;
         const uint64_t *planes[FOREST_PLANES];
         for (int p = 0; p < FOREST_PLANES; p++)
-            planes[p] = scratch->masks + forest_slot(scratch->names, kind, program->planes[piece * FOREST_PLANES + p]) * groups;
+            planes[p] = scratch->masks + forest_slot(scratch->names, kind, names[p]) * groups;
         for (int g = 0; g < groups; g++) {
             uint64_t bits[FOREST_PLANES];
             for (int p = 0; p < FOREST_PLANES; p++) bits[p] = planes[p][g];
@@ -576,30 +591,30 @@ FOREST_INLINE void FOREST_NAME(number_pieces)(const forest_t *forest, const fore
 
 FOREST_INLINE void FOREST_NAME(number_kind)(const forest_t *forest, const forest_program_t *program,
                                             const forest_scratch_t *scratch, ptrdiff_t first, ptrdiff_t count,
-                                            const ptrdiff_t groups) {
+                                            int single, const ptrdiff_t groups) {
     switch (program->kind) {
         case FOREST_NARROW:
-            FOREST_NAME(number_pieces)(forest, program, FOREST_NARROW, scratch, first, count, groups);
+            FOREST_NAME(number_pieces)(forest, program, FOREST_NARROW, scratch, first, count, single, groups);
             break;
         case FOREST_WIDE:
-            FOREST_NAME(number_pieces)(forest, program, FOREST_WIDE, scratch, first, count, groups);
+            FOREST_NAME(number_pieces)(forest, program, FOREST_WIDE, scratch, first, count, single, groups);
             break;
-        default: FOREST_NAME(number_pieces)(forest, program, FOREST_WHOLE, scratch, first, count, groups);
+        default: FOREST_NAME(number_pieces)(forest, program, FOREST_WHOLE, scratch, first, count, single, groups);
     }
 }
 
 /* Leaf numbers [count, 64 groups] of a batch of pieces. Not inlined: sums of both kinds begin with it. */
 FOREST_TARGET static __attribute__((noinline)) void FOREST_NAME(number_batch)(
     const forest_t *forest, const forest_program_t *program, const forest_scratch_t *scratch, ptrdiff_t first,
-    ptrdiff_t count, ptrdiff_t groups) {
+    ptrdiff_t count, int single, ptrdiff_t groups) {
     switch (groups) {
 #if FOREST_LEVEL == 2
-        case 8: FOREST_NAME(number_kind)(forest, program, scratch, first, count, 8); break;
+        case 8: FOREST_NAME(number_kind)(forest, program, scratch, first, count, single, 8); break;
 #endif
 #if FOREST_LEVEL >= 1
-        case 4: FOREST_NAME(number_kind)(forest, program, scratch, first, count, 4); break;
+        case 4: FOREST_NAME(number_kind)(forest, program, scratch, first, count, single, 4); break;
 #endif
-        default: FOREST_NAME(number_kind)(forest, program, scratch, first, count, 1);
+        default: FOREST_NAME(number_kind)(forest, program, scratch, first, count, single, 1);
     }
 }
 
@@ -717,7 +732,8 @@ FOREST_INLINE void FOREST_NAME(block_margins)(const forest_t *forest, const fore
             if (source == FOREST_IN_LANES)
                 FOREST_NAME(number_in_lanes)(forest, scratch, forest->lanes + place, count, n);
 #endif
-            if (source == FOREST_PROGRAMS) FOREST_NAME(number_batch)(forest, program, scratch, first, count, groups);
+            if (source == FOREST_PROGRAMS)
+                FOREST_NAME(number_batch)(forest, program, scratch, first, count, single, groups);
             place += (count + together - 1) / together;
             if (single)
                 FOREST_NAME(add_batch32)(forest, scratch, first, count, groups, n);

@@ -334,6 +334,20 @@ def test_whatever_is_fixed_in_a_request_the_program_stays_the_same(
     assert same_bits(found[:, 0], Reference(forest.arrays).predict(whole))
 
 
+def test_a_plan_of_a_piece_of_many_operations_is_soon_made() -> None:
+    """So many that they keep their order."""
+    first, count, rng = FIRST_CONDITION + FEATURES, 100_000, np.random.default_rng(2)
+    slots = rng.integers(0, first + np.arange(count)[:, np.newaxis], (count, 3))
+    forest = Forest(programs([tuple(op) for op in slots.tolist()], [first + count - 1 - i for i in range(6)]))
+    values = random_rows(3, 40)
+    bins = forest.bin_matrix(np.ascontiguousarray(values[:, :3]), [0, 1, 2])
+    found = forest.plan([0, 1, 2], [3, 4, 5], []).margins(
+        bins, np.arange(40), np.array([0, 40]), np.ascontiguousarray(values[:1, 3:]), np.empty((40, 0), np.float32)
+    )
+    values[:, 3:] = values[0, 3:]
+    assert same_bits(found[:, 0], forest.predict(values))
+
+
 @pytest.mark.parametrize("features", [2**16 - 4, 2**16 - 3, 2**16 + 9])
 def test_programs_may_have_more_names_than_fit_16_bits(features: int) -> None:
     """Two slots, a condition a feature, and two results."""

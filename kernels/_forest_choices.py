@@ -1,9 +1,9 @@
 """The programs of a forest's pieces, divided by what varies within a request.
 
-An operation `c ? a : b` whose condition c looks at a column that is the same for all rows of a call, such as a user's,
-has a result that is another name for a or for b. It is a *choice*: made once a request, among the numbers of slots, and
-before the other operations of its piece, which alone have masks. Whether an operation is a choice depends on the
-columns only, so it is settled here, once.
+An operation `c ? a : b` whose condition c looks at a column that is the same for all rows of a request, such as a
+user's, has a result that is another name for a or for b. It is a *choice*: made once a block of rows, among the numbers
+of slots, before the other operations of its piece, which alone have masks. Whether an operation is a choice depends on
+the columns only, so it is settled here, when a plan is made.
 
 Names are slots, with the results of operations renumbered: those of each piece's operations from the first result on,
 then, from `first_choice` on, those of its choices.
@@ -24,10 +24,13 @@ Numbers = NDArray[np.uint16] | NDArray[np.uint32]
 _ALWAYS: Final = 1
 """The slot that is true for every row."""
 
+_MOST_SORTED: Final = 4096
+"""Operations of a piece that are put in order: 64 leaves have 378, and more only with large sets of categories."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """What a forest computes in calls in which some columns are the same for all rows.
+    """What a forest computes in requests in which some columns are the same for all rows.
 
     Attributes:
         choice_bounds: int64 [pieces + 1] into `choices`.
@@ -36,7 +39,7 @@ class Program:
         ops: [*, 3], the slot c and the names a and b; fills the piece's next result.
         planes: uint32 [pieces, 6], names of the bits of the leaf's number.
         first_choice: the name of a piece's first choice; equals the number of slots.
-        names: how many there are. Where they fit, choices and ops are of 16 bits, otherwise of 32.
+        name_count: how many names there are. Where they fit, choices and ops are of 16 bits, otherwise of 32.
     """
 
     choice_bounds: NDArray[np.int64]
@@ -45,11 +48,11 @@ class Program:
     ops: Numbers
     planes: NDArray[np.uint32]
     first_choice: int
-    names: int
+    name_count: int
 
 
 def divide(arrays: Arrays, columns: NDArray[np.int32]) -> Program:
-    """The program of a checked forest for calls in which `columns` are the same for all rows."""
+    """The program of a checked forest for requests in which `columns` are the same for all rows."""
     old = arrays["ops"].astype(np.int64)
     bounds = arrays["op_bounds"]
     pieces = len(bounds) - 1
@@ -60,7 +63,7 @@ def divide(arrays: Arrays, columns: NDArray[np.int32]) -> Program:
     level = _levels(old - first, bounds)
 
     # An operation asks a mask, not a name. Where it asks what a choice took, a copy of that stands before the first one
-    # that does. Nodes ask conditions; only joins of two conditions may be choices.
+    # that does. Nodes of trees ask conditions and joins of conditions, and only joins are results.
     asks_choice = ~is_choice & (old[:, 0] >= first)
     asked = bounds[piece] + old[:, 0] - first
     asks_choice[asks_choice] = is_choice[asked[asks_choice]]
@@ -109,14 +112,19 @@ def _fixed_conditions(arrays: Arrays, columns: NDArray[np.int32]) -> NDArray[np.
 
 
 def _levels(results: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many operations lie below each one. In their order, neighbours need not wait for each other.
+    """Numbers that rise from every operation to those that ask its result: how many lie below it, as a chain.
+
+    In their order, neighbours need not wait for each other. Where a piece is very long they are the saved order, as
+    finding chains takes time for every operation of the longest.
 
     Args:
         results: [operations, 3], each operand's place in its piece; negative: no result.
         bounds: [pieces + 1] into the operations.
     """
-    levels = np.zeros(len(results), np.int64)
     counts = np.diff(bounds)
+    if counts.max(initial=0) > _MOST_SORTED:
+        return np.arange(len(results)) - np.repeat(bounds[:-1], counts)
+    levels = np.zeros(len(results), np.int64)
     for place in range(int(counts.max(initial=0))):
         start = bounds[:-1][counts > place]
         operands = results[start + place]
