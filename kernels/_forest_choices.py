@@ -53,54 +53,66 @@ class Program:
 
 def divide(arrays: Arrays, columns: NDArray[np.int32]) -> Program:
     """The program of a checked forest for requests in which `columns` are the same for all rows."""
-    old = arrays["ops"].astype(np.int64)
-    bounds = arrays["op_bounds"]
+    saved, bounds = arrays["ops"].astype(np.int64), arrays["op_bounds"]
     pieces = len(bounds) - 1
     piece = np.repeat(np.arange(pieces), np.diff(bounds))
     fixed = _fixed_conditions(arrays, columns)
     first = len(fixed)
-    is_choice = (old[:, 0] < first) & fixed[np.minimum(old[:, 0], first - 1)]
-    level = _levels(old - first, bounds)
-
-    # An operation asks a mask, not a name. Where it asks what a choice took, a copy of that stands before the first one
-    # that does. Nodes of trees ask conditions and joins of conditions, and only joins are results.
-    asks_choice = ~is_choice & (old[:, 0] >= first)
-    asked = bounds[piece] + old[:, 0] - first
-    asks_choice[asks_choice] = is_choice[asked[asks_choice]]
-    copied = np.unique(asked[asks_choice])
-    before = np.full(len(old), np.iinfo(np.int64).max)
-    np.minimum.at(before, asked[asks_choice], level[asks_choice])
+    is_choice = (saved[:, 0] < first) & fixed[np.minimum(saved[:, 0], first - 1)]
+    level = _levels(saved - first, bounds)
+    start = bounds[piece] - first  # the slot s of a result is that of the saved operation start + s
+    copied, before = _copies(saved[:, 0], is_choice, level, start, first)
 
     kept, chosen = np.flatnonzero(~is_choice), np.flatnonzero(is_choice)
-    origin = np.concatenate((kept, copied))
-    order = np.lexsort((np.concatenate((2 * level[kept] + 1, 2 * before[copied])), piece[origin]))
+    origin = np.concatenate((kept, copied))  # of what stays an operation
+    order = np.lexsort((np.concatenate((2 * level[kept] + 1, 2 * before)), piece[origin]))
     origin, is_copy = origin[order], order >= len(kept)
     chosen = chosen[np.lexsort((level[chosen], piece[chosen]))]
     op_bounds, places = _places(piece[origin], pieces)
     choice_bounds, choice_places = _places(piece[chosen], pieces)
     first_choice = first + int(np.diff(op_bounds).max(initial=0))
+    name_count = first_choice + int(np.diff(choice_bounds).max(initial=0))
 
-    names = np.empty(len(old), np.int64)  # of each old operation's result
+    names = np.empty(len(saved), np.int64)  # of each saved operation's result
     names[origin[~is_copy]] = first + places[~is_copy]
     names[chosen] = first_choice + choice_places
     masks = names.copy()  # the slot that holds it
     masks[origin[is_copy]] = first + places[is_copy]
 
     known_as = (masks, names, names)  # of c, a and b
-    operands = np.column_stack([_renamed(old[:, i], known_as[i], bounds[piece], first) for i in range(3)])
+    operands = np.column_stack([_renamed(saved[:, i], known_as[i], start, first) for i in range(3)])
     ops = operands[origin]
     ops[is_copy] = np.column_stack([np.full(len(copied), _ALWAYS), *[names[origin[is_copy]]] * 2])
-    planes = [_renamed(plane.astype(np.int64), names, bounds[:-1], first) for plane in arrays["planes"].T]
-    count = first_choice + int(np.diff(choice_bounds).max(initial=0))
+    planes = [_renamed(plane.astype(np.int64), names, bounds[:-1] - first, first) for plane in arrays["planes"].T]
     return Program(
-        choice_bounds,
-        _numbers(operands[chosen], count),
-        op_bounds,
-        _numbers(ops, count),
-        np.column_stack(planes).astype(np.uint32),
-        first_choice,
-        count,
+        choice_bounds=choice_bounds,
+        choices=_numbers(operands[chosen], name_count),
+        op_bounds=op_bounds,
+        ops=_numbers(ops, name_count),
+        planes=np.column_stack(planes).astype(np.uint32),
+        first_choice=first_choice,
+        name_count=name_count,
     )
+
+
+def _copies(
+    conditions: NDArray[np.int64],
+    is_choice: NDArray[np.bool_],
+    level: NDArray[np.int64],
+    start: NDArray[np.int64],
+    first: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choices that operations ask, and the lowest level of those that do.
+
+    An operation asks a mask, not a name, so a copy of what was chosen has to stand before it. Nodes of trees ask
+    conditions and joins of conditions, and only joins are results.
+    """
+    asking = np.flatnonzero(~is_choice & (conditions >= first))
+    asking = asking[is_choice[start[asking] + conditions[asking]]]
+    copied, which = np.unique(start[asking] + conditions[asking], return_inverse=True)
+    before = np.full(len(copied), np.iinfo(np.int64).max)
+    np.minimum.at(before, which, level[asking])
+    return copied, before
 
 
 def _fixed_conditions(arrays: Arrays, columns: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -147,8 +159,8 @@ def _places(piece: NDArray[np.int64], pieces: int) -> tuple[NDArray[np.int64], N
 def _renamed(
     slots: NDArray[np.int64], names: NDArray[np.int64], start: NDArray[np.int64], first: int
 ) -> NDArray[np.int64]:
-    """Slots with the names of results: that of the slot `first + i` is `names[start + i]`."""
+    """Slots with the names of results: that of a slot s from `first` on is `names[start + s]`."""
     found = slots.copy()
     inner = slots >= first
-    found[inner] = names[start[inner] + slots[inner] - first]
+    found[inner] = names[start[inner] + slots[inner]]
     return found

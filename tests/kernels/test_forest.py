@@ -309,6 +309,15 @@ def test_requests_are_rows_put_together(forest: Forest, sizes: list[int]) -> Non
     assert same_bits(found, forest.predict(whole))
 
 
+def margins_of_one_request(forest: Forest, values: NDArray[np.float32], items: list[int]) -> NDArray[np.float64]:
+    """Margins of rows as a request's candidates, of which they differ in the features `items` only."""
+    requests = [feature for feature in range(forest.features) if feature not in set(items)]
+    bins = forest.bin_matrix(np.ascontiguousarray(values[:, items]), items)
+    user, n = np.ascontiguousarray(values[:1, requests]), len(values)
+    plan = forest.plan(items, requests, [])
+    return plan.margins(bins, np.arange(n), np.array([0, n]), user, np.empty((n, 0), np.float32))
+
+
 OPERATIONS = st.lists(st.tuples(*[st.integers(0, 2**16)] * 3), max_size=14)
 
 
@@ -340,31 +349,19 @@ def test_a_plan_of_a_piece_of_many_operations_is_soon_made() -> None:
     slots = rng.integers(0, first + np.arange(count)[:, np.newaxis], (count, 3))
     forest = Forest(programs([tuple(op) for op in slots.tolist()], [first + count - 1 - i for i in range(6)]))
     values = random_rows(3, 40)
-    bins = forest.bin_matrix(np.ascontiguousarray(values[:, :3]), [0, 1, 2])
-    found = forest.plan([0, 1, 2], [3, 4, 5], []).margins(
-        bins, np.arange(40), np.array([0, 40]), np.ascontiguousarray(values[:1, 3:]), np.empty((40, 0), np.float32)
-    )
     values[:, 3:] = values[0, 3:]
-    assert same_bits(found[:, 0], forest.predict(values))
+    assert same_bits(margins_of_one_request(forest, values, [0, 1, 2])[:, 0], forest.predict(values))
 
 
-@pytest.mark.parametrize("features", [2**16 - 4, 2**16 - 3, 2**16 + 9])
+@pytest.mark.parametrize("features", [2**16 - 5, 2**16 - 4, 2**16 + 9])
 def test_programs_may_have_more_names_than_fit_16_bits(features: int) -> None:
-    """Two slots, a condition a feature, and two results."""
+    """Two slots, a condition a feature, and three results, of which an operation asks the one with the last name."""
     last, first = FIRST_CONDITION + features - 1, FIRST_CONDITION + features
-    forest = Forest(programs([(last, 2, 3), (4, first, last)], [first + 1, first, last, 2, 3, 0], features))
-    items = [0, features - 1]
-    requests = list(range(1, features - 1))
+    ops = [(last, 2, 3), (4, first, last), (2, first + 1, 1)]
+    forest = Forest(programs(ops, [first + 2, first + 1, first, last, 2, 3], features))
     values = np.random.default_rng(features).normal(size=(40, features)).astype(np.float32)
-    values[:, requests] = values[0, requests]
-    bins = forest.bin_matrix(np.ascontiguousarray(values[:, items]), items)
-    found = forest.plan(items, requests, []).margins(
-        bins,
-        np.arange(40),
-        np.array([0, 40]),
-        np.ascontiguousarray(values[:1, requests]),
-        np.empty((40, 0), np.float32),
-    )
+    values[:, 1:-1] = values[0, 1:-1]
+    found = margins_of_one_request(forest, values, [0, features - 1])
     assert same_bits(found[:, 0], forest.predict(values))
 
 
@@ -588,9 +585,7 @@ def is_refused(make: Callable[[], Forest], names: set[str]) -> bool:
             # Not the bits: NaN has many patterns, and an addition may choose among them.
             expected = Reference(forest.arrays).predict(rows).reshape(n, forest.outputs)
             np.testing.assert_array_equal(forest.predict(rows).reshape(n, forest.outputs), expected)
-            plan = forest.plan([], range(forest.features), [])  # all is fixed, so there is a request for the first row
-            nothing = np.empty((1, 0), np.uint8), np.zeros(40, np.int64), np.array([0, 40]), rows[:1]
-            found = plan.margins(*nothing, np.empty((40, 0), np.float32))
+            found = margins_of_one_request(forest, np.repeat(rows[:1], 40, axis=0), [])
             np.testing.assert_array_equal(found, np.repeat(expected[:1], 40, axis=0))
     return False
 
