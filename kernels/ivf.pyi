@@ -86,12 +86,15 @@ class InvertedLists:
         probes: ArrayLike,
         fetch: ArrayLike,
         masks: Sequence[Bitmap | None],
+        enough: ArrayLike = 0,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """The best k rows for each query, among those that the codes propose.
 
         Scans the `probes` best lists for the `fetch` passing items whose codes score best (ties by row), scores these
         from the vectors, and keeps the best k. Filters take part in the scan: an item that does not pass takes no
-        one's place. Releases the GIL; a query's answer does not depend on the others, nor on the CPU.
+        one's place. Where what passes lies apart from the query, the best lists hold little of it: further ones are
+        scanned, best first, until `enough` passing items have been seen. Releases the GIL; a query's answer does not
+        depend on the others, nor on the CPU.
 
         Args:
             vectors: float32 [N, d], the items'.
@@ -100,6 +103,8 @@ class InvertedLists:
             probes: integers >= 1, likewise; more than there are lists are all of them.
             fetch: integers >= 1, likewise; at least k, or else fewer come back.
             masks: per query the bitmap of the rows that may be returned, or None: all may.
+            enough: integers >= 0, likewise; of no matter where there is no mask. Every fourth place of a list is
+                looked at, and counts for four.
 
         Returns:
             B pairs (rows int64 [m], scores float32 [m]), by score descending and row ascending; m is below k where the

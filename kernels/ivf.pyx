@@ -52,8 +52,8 @@ cdef extern from "ivf.h" nogil:
         uint64_t* found
     ivf_variant ivf_variant_named(const char* name)
     ptrdiff_t ivf_search(
-        const ivf_index* index, const ivf_variant* variant, const float* query, ptrdiff_t probes, ptrdiff_t fetch,
-        const uint64_t* bitmap, ivf_scratch* scratch
+        const ivf_index* index, const ivf_variant* variant, const float* query, ptrdiff_t probes, ptrdiff_t enough,
+        ptrdiff_t fetch, const uint64_t* bitmap, ivf_scratch* scratch
     )
 
 BLOCK = IVF_BLOCK
@@ -143,20 +143,21 @@ cdef class InvertedLists:
         """How many lists there are."""
         return self.index.lists
 
-    def search(self, vectors, queries, k, probes, fetch, masks):
+    def search(self, vectors, queries, k, probes, fetch, masks, enough=0):
         """The best k rows for each query; see ivf.pyi."""
         check_table(vectors)
         check_array("vectors", vectors, np.float32, (self.items, self.dim))
         check_array("queries", queries, np.float32, (None, self.dim))
         batch = len(queries)
-        plan = np.empty((batch, 3), np.int64)
-        for column, (name, values, least) in enumerate((("k", k, 0), ("probes", probes, 1), ("fetch", fetch, 1))):
+        plan = np.empty((batch, 4), np.int64)
+        arguments = (("k", k, 0), ("probes", probes, 1), ("fetch", fetch, 1), ("enough", enough, 0))
+        for column, (name, values, least) in enumerate(arguments):
             plan[:, column] = values
             check_at_least(name, plan, column, least)
         return self.run(vectors, queries, masks_of(masks, batch, self.items), plan)
 
     cdef run(self, vectors, queries, bitmaps, plan):
-        """Search with checked arguments; plan: k, probes, fetch of each query, of which no more is taken than there is."""
+        """Search with checked arguments; plan: k, probes, fetch, enough of each query; no more is taken than there is."""
         cdef int64_t[:, ::1] plan_view = plan
         cdef Py_ssize_t batch = plan_view.shape[0], width = 1, fetch = 1, lists = self.centroids.shape[0] * IVF_GROUP
         cdef Py_ssize_t i, j, found
@@ -197,7 +198,7 @@ cdef class InvertedLists:
                     row_view[j] = j
                 dot(&self.projection[0, 0], self.dim, &row_view[0], self.index.dim, &scaled_view[i, 0], projected)
                 found = ivf_search(
-                    &self.index, &variant, projected, plan_view[i, 1], plan_view[i, 2],
+                    &self.index, &variant, projected, plan_view[i, 1], plan_view[i, 3], plan_view[i, 2],
                     <const uint64_t*>address_view[i], &scratch,
                 )
                 for j in range(found):

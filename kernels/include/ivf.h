@@ -34,6 +34,7 @@ enum {
     IVF_TOP = 127,      /* largest table entry: two of them fit into a byte */
     IVF_LINE = 64,      /* bytes of a cache line */
     IVF_CHUNK = 16,     /* blocks between two looks at the threshold */
+    IVF_SAMPLED = 4,    /* of so many places one is looked at to tell how many items pass */
     IVF_LIMIT = 1 << 28 /* scores of lists are kept within it: beyond any table entry, and far from overflow */
 };
 
@@ -280,37 +281,62 @@ static ptrdiff_t ivf_collect(const ivf_hits *hits, const uint64_t *bitmap, uint6
     return size;
 }
 
-/* Scans the best `probes` lists for the `fetch` best items whose bit is set, and leaves them in scratch->found in no
- * particular order; returns how many there are. Ties are broken by row, so the answer is a function of the scores. */
+/* Fetches what ivf_passing looks at. */
+static inline __attribute__((always_inline)) void ivf_fetch_rows(const int32_t *rows, ptrdiff_t blocks) {
+    for (ptrdiff_t i = 0; i < blocks * IVF_BLOCK; i += IVF_LINE / 4) __builtin_prefetch(rows + i);
+}
+
+/* About how many items of some blocks pass: those in every IVF_SAMPLED-th place stand for all. */
+static ptrdiff_t ivf_passing(const int32_t *rows, ptrdiff_t blocks, const uint64_t *bitmap) {
+    ptrdiff_t passing = 0;
+    for (ptrdiff_t i = 0; i < blocks * IVF_BLOCK; i += IVF_SAMPLED) passing += rows[i] >= 0 && ivf_passes(bitmap, rows[i]);
+    return IVF_SAMPLED * passing;
+}
+
+/* Puts as many of the remaining lists again in order behind the first `ready`; returns how many are in order then. */
+static ptrdiff_t ivf_choose_more(const ivf_index *index, ptrdiff_t ready, ivf_scratch *scratch) {
+    const ptrdiff_t left = index->lists - ready, more = ready < left ? ready : left;
+    key_select(scratch->lists + ready, left, more);
+    key_sort(scratch->lists + ready, scratch->spare, more);
+    return ready + more;
+}
+
+/* Scans the best `probes` lists, and further ones until `enough` items that pass have been seen, for the `fetch` best
+ * items whose bit is set, and leaves them in scratch->found in no particular order; returns how many there are. Ties are
+ * broken by row, so the answer is a function of the scores. */
 static ptrdiff_t ivf_search(const ivf_index *index, const ivf_variant *variant, const float *query, ptrdiff_t probes,
-                            ptrdiff_t fetch, const uint64_t *bitmap, ivf_scratch *scratch) {
+                            ptrdiff_t enough, ptrdiff_t fetch, const uint64_t *bitmap, ivf_scratch *scratch) {
     ivf_hits turns[2]; /* hits are collected after the scan that follows: by then their rows have been fetched */
     int turn = 0;
     turns[1].count = 0;
     uint64_t *const found = scratch->found;
-    ptrdiff_t size = 0;
+    ptrdiff_t size = 0, passing = 0, ready = probes;
     int64_t worst = INT64_MIN / 2; /* score of the last of the best `fetch`, once there are so many */
     const ptrdiff_t stride = index->pairs * IVF_BLOCK; /* bytes of a block */
     const float scale = ivf_tabulate(index, query, scratch->table_scores, scratch->tables);
     ivf_choose(index, variant, query, probes, scratch);
-    for (ptrdiff_t i = 0; i < probes; i++) {
+    for (ptrdiff_t i = 0; i < probes || (bitmap != NULL && passing < enough && i < index->lists); i++) {
+        if (i == ready) ready = ivf_choose_more(index, ready, scratch);
         const uint32_t list = key_row(scratch->lists[i]);
         const int64_t score = ivf_integer(scale * scratch->list_scores[list]);
         const int64_t start = index->starts[list], end = index->starts[list + 1];
-        const int64_t next = index->starts[i + 1 < probes ? key_row(scratch->lists[i + 1]) : index->lists];
-        for (int64_t block = start; block < end; block += IVF_CHUNK) {
-            if (worst - score > UINT16_MAX) break; /* out of reach of any sum */
+        const int64_t next = index->starts[i + 1 < ready ? key_row(scratch->lists[i + 1]) : index->lists];
+        if (worst - score > UINT16_MAX) break; /* out of reach of any sum, as are all lists behind this one */
+        for (int64_t block = start; block < end && worst - score <= UINT16_MAX; block += IVF_CHUNK) {
             const uint16_t least = (uint16_t)(worst > score ? worst - score : 0);
             const int64_t blocks = end - block < IVF_CHUNK ? end - block : IVF_CHUNK;
             const int64_t after = next + block - start;
             ivf_hits *const hits = &turns[turn];
+            const int counted = bitmap != NULL && passing < enough;
             hits->score = score;
             hits->rows = index->rows + block * IVF_BLOCK;
+            if (counted) ivf_fetch_rows(hits->rows, blocks);
             hits->count = variant->scan(index->codes + block * stride, blocks, index->pairs, scratch->tables, least,
                                         index->codes + after * stride, index->starts[index->lists] - after,
                                         hits->positions, hits->sums);
             for (ptrdiff_t hit = 0; hit < hits->count; hit++) __builtin_prefetch(hits->rows + hits->positions[hit]);
             size = ivf_collect(&turns[!turn], bitmap, found, size);
+            if (counted) passing += ivf_passing(hits->rows, blocks, bitmap);
             turn = !turn;
             if (size >= 2 * fetch) {
                 key_select(found, size, fetch);

@@ -13,6 +13,7 @@ from recserve.kernels.reference.vectors import dot_rows, top_k
 
 TOP = np.float32(127)
 LIMIT = np.float32(1 << 28)
+SAMPLED = 4
 
 
 def rescore(
@@ -53,12 +54,13 @@ class InvertedLists:
         probes: ArrayLike,
         fetch: ArrayLike,
         masks: Sequence[NDArray[np.uint64] | None],
+        enough: ArrayLike = 0,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """See `recserve.kernels.ivf.InvertedLists.search`."""
-        plan = np.stack([np.broadcast_to(values, len(queries)) for values in (k, probes, fetch)], axis=1)
+        plan = np.stack([np.broadcast_to(values, len(queries)) for values in (k, probes, fetch, enough)], axis=1)
         found = []
-        for query, (places, lists, most), mask in zip(queries, plan, masks, strict=True):
-            rows, scores = self._scan(query, lists)
+        for query, (places, lists, most, seen), mask in zip(queries, plan, masks, strict=True):
+            rows, scores = self._scan(query, lists, seen, mask)
             if mask is not None:
                 passes = bitmaps.contains(mask, rows)
                 rows, scores = rows[passes], scores[passes]
@@ -66,7 +68,9 @@ class InvertedLists:
             found.append(rescore(vectors, query, rows[best], places))
         return found
 
-    def _scan(self, query: NDArray[np.float32], probes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _scan(
+        self, query: NDArray[np.float32], probes: int, enough: int, mask: NDArray[np.uint64] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The items of the best lists with the scores of their codes."""
         largest = np.abs(query).max(initial=np.float32(0))
         scaled = query / (largest if largest > 0 else np.float32(1))
@@ -74,8 +78,14 @@ class InvertedLists:
         list_scores = self._products(self.centroids, projected)
         tables, scale = self._tables(projected)
         rows, scores = [], []
-        for number in np.argsort(-list_scores, kind="stable")[:probes]:
+        passing = 0
+        for turn, number in enumerate(np.argsort(-list_scores, kind="stable")):
+            if turn >= probes and (mask is None or passing >= enough):
+                break
             place = self.places[number]
+            if mask is not None:
+                sampled = self.rows[place][::SAMPLED]
+                passing += SAMPLED * int(bitmaps.contains(mask, sampled[sampled >= 0]).sum())
             sums = tables[np.arange(len(tables)), self.codes[place]].sum(axis=1)
             with np.errstate(over="ignore"):
                 rows.append(self.rows[place])

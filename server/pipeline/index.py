@@ -2,8 +2,10 @@
 
 Every engine answers with exact scores: codes propose, and `vectors.npy` decides. Effort is tuned for `recall_k` answers
 among all items. A search for k of a share s of the items has to look as far as the k / s nearest of all, its *reach*;
-a search of more than `recall_k` reach spends the square root of the excess more effort. (Measured: with filters that
-pass 50% to 1%, and with k from 5 to 2,000, recall then stays at what was tuned or above.)
+a search of more than `recall_k` reach spends the square root of the excess more effort. (Measured: with k from 5 to
+2,000, and with filters that pass 50% to 1% of the items wherever they lie, recall then stays at what was tuned or
+above.) What passes may also lie apart from the query, as a category does that the user never looks at: then lists are
+scanned until as many passing items have been seen as if it were spread evenly.
 
 `ListIndex` is our own, of mapped arrays; `FaissIndex` holds whatever FAISS index of codes an export was given. FAISS is
 given one query at a time: its coarse quantiser takes another algorithm from 20 queries on, and then an answer would
@@ -59,6 +61,7 @@ FACTORY_CLASSES: Final[dict[int, tuple[str, ...]]] = {
 
 _GPU_MAX_FETCH: Final = 2048  # FAISS's limit for k on a GPU
 _SPARE: Final = 16
+_APART: Final = 3  # so many times the lists, where what passes may lie apart from the query
 
 
 class Index(Protocol):
@@ -129,7 +132,11 @@ class ListIndex:
         """See Index.find."""
         probes = [math.ceil(self._effort.nprobe * self._effort.times(each)) for each in reach]
         fetch = [self._effort.rescored(each) for each in k]
-        return self._lists.search(self._vectors, queries, k, probes, fetch, masks)
+        # A filter that goes with the vectors, such as a category, may leave little in the lists near the query: as many
+        # passing items are looked at as so many lists would hold if what passes were spread evenly.
+        each_list = len(self._vectors) / self._lists.lists
+        enough = [math.ceil(n * each_list * a / b) if b > a else 0 for n, a, b in zip(probes, k, reach, strict=True)]
+        return self._lists.search(self._vectors, queries, k, probes, fetch, masks, enough)
 
 
 class FaissIndex:
@@ -172,7 +179,10 @@ class FaissIndex:
     def _parameters(self, fetch: int, reach: int, selector: Any) -> Any:
         faiss, parameters = _faiss(), None
         if hasattr(self._inner, NPROBE):
-            nprobe = math.ceil(self._effort.nprobe * self._effort.times(reach))
+            # FAISS does not tell how many passing items it has seen, so a filter that leaves little in the lists near
+            # the query is provided for beforehand.
+            times = self._effort.times(reach) * (_APART if selector is not None else 1)
+            nprobe = math.ceil(self._effort.nprobe * times)
             parameters = faiss.SearchParametersIVF(nprobe=min(self._inner.nlist, nprobe), sel=selector)
         elif hasattr(self._inner, "hnsw"):
             ef_search = max(fetch, math.ceil(self._effort.ef_search * self._effort.times(reach)))

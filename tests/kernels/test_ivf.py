@@ -70,8 +70,24 @@ def test_the_kernel_finds_what_the_reference_finds(
     k = [data.draw(st.integers(0, items + 3)) for _ in queries]
     probes = [data.draw(st.integers(1, lists + 2)) for _ in queries]
     fetch = [data.draw(st.integers(1, items + 3)) for _ in queries]
-    found = kernel.InvertedLists(**arrays).search(vectors, queries, k, probes, fetch, masks)
-    assert_same(found, reference.InvertedLists(**arrays).search(vectors, queries, k, probes, fetch, masks))
+    enough = [data.draw(st.integers(0, items + 3)) for _ in queries]
+    found = kernel.InvertedLists(**arrays).search(vectors, queries, k, probes, fetch, masks, enough)
+    assert_same(found, reference.InvertedLists(**arrays).search(vectors, queries, k, probes, fetch, masks, enough))
+
+
+def test_lists_are_scanned_until_enough_passes(ivf) -> None:
+    """What passes is in the worst list alone: the best one does not have it."""
+    arrays, vectors, queries = made_index(1, 3000, 70), made_vectors(2, 3000), made_vectors(3, 1)
+    index = reference.InvertedLists(**arrays)
+    everything, _ = index._scan(queries[0], 70, 0, None)
+    worst = everything[-40:]
+    passes = np.zeros(3000, np.bool_)
+    passes[worst] = True
+    mask, lists = bitmap_kernel.pack(passes), ivf.InvertedLists(**arrays)
+    ((rows, _),) = lists.search(vectors, queries, 40, 1, 40, [mask])
+    assert rows.size == 0
+    ((rows, _),) = lists.search(vectors, queries, 40, 1, 40, [mask], 1000)
+    assert sorted(rows) == sorted(worst)
 
 
 @pytest.mark.parametrize("bits", [0x11, 0x01, 0x00])
@@ -84,7 +100,7 @@ def test_long_lists_with_many_ties(ivf, bits: int) -> None:
     found = ivf.InvertedLists(**arrays).search(vectors, queries, 90, 3, 90, [None, mask])
     everything = reference.InvertedLists(**arrays)
     for query, each, (rows, _) in zip(queries, [None, mask], found, strict=True):
-        listed, scores = everything._scan(query, 3)
+        listed, scores = everything._scan(query, 3, 0, None)
         if each is not None:
             keep = bitmap_kernel.contains(each, listed)
             listed, scores = listed[keep], scores[keep]

@@ -21,7 +21,7 @@ from recserve.kernels.reference import vectors as reference
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.bundle.reader import Space
 from recserve.server.pipeline.index import Effort, FaissIndex, Index, ListIndex, open_index, overfetch
-from recserve.server.pipeline.search import ExactSearcher, IndexSearcher, Searcher, open_searcher, recall_at_k
+from recserve.server.pipeline.search import ExactSearcher, IndexSearcher, Searcher, Vectors, open_searcher, recall_at_k
 
 faiss = pytest.importorskip("faiss", reason="FAISS is in the extras [cpu] and [gpu]")
 
@@ -138,6 +138,41 @@ def test_an_index_scores_like_exact_search_and_misses_little(
         assert all(score == known[row] for row, score in zip(rows, scores, strict=True) if row in known)
         recalls.append(recall_at_k(rows, exact_rows, exact_scores))
     assert np.mean(recalls) >= 0.85
+
+
+@pytest.fixture(scope="module", params=["lists", "ivf_sq8"])
+def large_searcher(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Searcher, Vectors]:
+    """Lists over so many items that a filter of a tenth of them is not searched exactly, and the items."""
+    vectors = clustered(np.random.default_rng(1), 40_000)
+    index = manifest_pb2.Index(recall_k=TUNED_K, parameters={"nprobe": 12, "rescored": 90})
+    space = Space(manifest_pb2.Space(name="ann", dim=DIM, index=index), vectors)
+    if request.param == "lists":
+        space.spec.index.kind = manifest_pb2.IVF_PQ4
+        arrays = build_codes(vectors, np.arange(len(vectors)), CodePlan(128, 24, 1))
+        return open_searcher(dataclasses.replace(space, index_arrays=arrays), "cpu"), vectors
+    space.spec.index.kind = manifest_pb2.IVF_SQ8
+    built = faiss.index_factory(DIM, "IVF128,SQ8", faiss.METRIC_INNER_PRODUCT)
+    built.train(vectors)
+    built.add(vectors)
+    path = tmp_path_factory.mktemp("large") / "index.faiss"
+    faiss.write_index(built, str(path))
+    return open_searcher(dataclasses.replace(space, index_path=path), "cpu"), vectors
+
+
+@pytest.mark.parametrize("likes", [np.argmin, np.argmax])
+def test_a_filter_that_goes_with_the_vectors(
+    large_searcher: tuple[Searcher, Vectors], queries: np.ndarray, likes: Callable[..., np.ndarray]
+) -> None:
+    """Of ten categories in the space, the one that each query likes least lies where an index looks last."""
+    searcher, vectors = large_searcher
+    directions = np.random.default_rng(5).normal(size=(DIM, 10)).astype(np.float32)
+    category, liked = (vectors @ directions).argmax(axis=1), likes(queries @ directions, axis=1)
+    masks = [bitmaps.pack(category == each) for each in liked]
+    exact = ExactSearcher(vectors).search(queries, 20, masks)
+    found = searcher.search(queries, 20, masks)
+    assert np.mean([recall_at_k(rows, *best) for (rows, _), best in zip(found, exact, strict=True)]) >= 0.95
 
 
 def test_answers_do_not_depend_on_batch_mates_or_threads(searcher: Searcher, queries: np.ndarray) -> None:
