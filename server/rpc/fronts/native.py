@@ -17,6 +17,7 @@ import contextlib
 import math
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -117,15 +118,17 @@ class NativeFront:
         """The receiving thread: hand over what happens until the front is closed."""
         while (events := self._native.recv_batch_details(_EVENTS)) is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody answers
-                self._loop.call_soon_threadsafe(self._handle, events)
+                self._loop.call_soon_threadsafe(self._handle, events, time.monotonic())
 
-    def _handle(self, events: Iterable[Event]) -> None:
+    def _handle(self, events: Iterable[Event], received: float) -> None:
+        waited = time.monotonic() - received  # the loop may have been busy
         for _, call, method, payload, _, details in events:
             if payload is not None and details is not None:
-                answering = self._answer(call, _METHODS[method], payload, details[2])
+                time_left = None if details[2] is None else details[2] - waited
+                answering = self._answer(call, _METHODS[method], payload, time_left)
                 self._calls[call] = self._loop.create_task(answering)
-            elif (task := self._calls.get(call)) is not None:
-                task.cancel()
+            elif (task := self._calls.pop(call, None)) is not None:
+                task.cancel()  # if it has not begun it never will, not even to take itself out of the calls
 
     async def _answer(self, call: int, method: str, payload: bytes, time_left: float | None) -> None:
         try:
@@ -138,7 +141,7 @@ class NativeFront:
             raise
         finally:
             self._answered = self._loop.time()
-            del self._calls[call]
+            self._calls.pop(call, None)
 
     def _send(self, call: int, reply: bytes | Status) -> None:
         if isinstance(reply, Status):

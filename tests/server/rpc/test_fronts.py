@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,51 @@ def test_what_is_not_answered_in_time_is_cut_off(ask) -> None:
         return (await call)[0]
 
     assert ask(scenario, answer) in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+async def called_while_busy(opened: Front, timeouts: list[float], busy: float) -> None:
+    """Calls with so many seconds each, which come while the loop does something else for so long."""
+    settings = ServerSettings(port=0)
+    port = opened.bind(look_up(settings.host, settings.port))
+    await opened.start()
+
+    def call() -> None:
+        for each in [recommend.future(b"", timeout=timeout) for timeout in timeouts]:
+            each.exception()
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        recommend = channel.unary_unary(RECOMMEND)
+        await asyncio.to_thread(recommend, b"", timeout=10)  # it is connected
+        calling = asyncio.create_task(asyncio.to_thread(call))
+        await asyncio.sleep(0)  # it begins
+        time.sleep(busy)  # noqa: ASYNC251  that is what keeps it busy
+        await calling
+    await opened.stop(0.1)
+
+
+def test_time_goes_by_while_the_loop_is_busy(run, front: str) -> None:
+    left = []
+
+    async def answer(_method: str, payload: bytes, time_left: float | None) -> bytes:
+        left.append(time_left)
+        return payload
+
+    async def scenario() -> None:
+        await called_while_busy(front_type(front)(Service(answer), ServerSettings(port=0)), [10.0], 0.5)
+
+    run(scenario(), loop=uvloop.new_event_loop)
+    assert left[-1] < 9.8
+
+
+def test_the_native_front_forgets_calls_that_are_over_before_they_begin(run) -> None:
+    pytest.importorskip("pygrpc_native")
+
+    async def scenario() -> int:
+        opened = front_type("native")(Service(echo), ServerSettings(port=0))
+        await called_while_busy(opened, [0.1] * 20, 0.5)
+        return len(opened._calls)
+
+    assert run(scenario(), loop=uvloop.new_event_loop) == 0
 
 
 def test_a_service_that_raises_leaves_nobody_waiting(run, front: str) -> None:
