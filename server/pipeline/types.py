@@ -153,6 +153,11 @@ class Query:
         return max(self.candidates, self.count)
 
     @property
+    def work(self) -> int:
+        """How many candidates are looked at: those of similar items are found for each given item."""
+        return self.pool * max(1, self.given_rows.size) if self.kind is QueryKind.SIMILAR else self.pool
+
+    @property
     def depth(self) -> int:
         """How many items to ask each source for: it may have to make up for others that run short."""
         return self.pool if self.fusion is None else max(self.pool, self.fusion.depth)

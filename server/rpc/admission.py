@@ -124,8 +124,8 @@ class Admission:
         wait = self._wait(self._queued + 1)
         if self._queued and _HEADROOM * wait > left:
             raise OverloadedError(
-                f"the {self._queued} requests ahead will take about {wait * 1000:.0f} ms, and the deadline is in "
-                f"{left * 1000:.0f} ms",
+                f"this and the {self._queued} requests ahead will take about {wait * 1000:.0f} ms, and the deadline is "
+                f"in {left * 1000:.0f} ms",
                 self._retry_after(),
             )
         self._queued += 1

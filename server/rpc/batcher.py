@@ -19,14 +19,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from recserve.server.pipeline.errors import DeadlineExpiredError, NotReadyError
+from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError, NotReadyError
 from recserve.server.pipeline.types import Query, Result, UserState
 
 logger = logging.getLogger(__name__)
 
 _MAX_CANDIDATES: Final = 16_384
-"""Most candidates of all requests in one batch. What a batch shares, a call of each kernel, is nothing beside the work
-of a few hundred candidates, but each request waits for the work of all: beyond this, sharing only adds to latency."""
+"""Most candidates of all requests in one batch (`Query.work`). What a batch shares, a call of each kernel, is nothing
+beside the work of a few hundred candidates, but each request waits for the work of all: beyond this, sharing only adds
+to latency."""
 
 Outcome = Result | Exception
 """An answer, or why there is none."""
@@ -89,7 +90,8 @@ class Batcher:
         threads: compute threads.
         max_batch: most requests in one batch.
         observe: told of each batch: seconds from its dispatch until its answers were back on the loop, and requests in
-            it. Where the loop and the threads share a core, the loop's work is most of what a busy server adds.
+            it that were seen through. Where the loop and the threads share a core, the loop's work is most of what a
+            busy server adds.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class Batcher:
             # Who is no longer wanted is taken out by the timer, or by the caller's departure.
             if not entry.wanted() or (batch and entry.pipeline is not batch[0].pipeline):
                 continue
-            candidates += entry.query.pool
+            candidates += entry.query.work
             if batch and (len(batch) == most or candidates > _MAX_CANDIDATES):
                 break
             batch.append(entry)
@@ -199,7 +201,10 @@ class Batcher:
 
     def _finished(self, batch: _Batch, outcomes: list[Outcome]) -> None:
         self._idle += 1
-        self._observe(time.monotonic() - batch.dispatched, len(batch.entries))
+        # Who left or was too late cost little. Counted, they would make requests look cheap just when time runs out.
+        computed = sum(not isinstance(each, CallerGoneError | DeadlineExpiredError) for each in outcomes)
+        if computed:
+            self._observe(time.monotonic() - batch.dispatched, computed)
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             entry.deliver(outcome)
         self._dispatch()

@@ -42,7 +42,7 @@ def test_a_deadline_that_the_queue_cannot_meet_is_refused():
     admission.observe(seconds=0.1, requests=1)
     for _ in range(9):
         admission.admit(soon())
-    with pytest.raises(OverloadedError, match="9 requests ahead will take about 500 ms"):
+    with pytest.raises(OverloadedError, match="this and the 9 requests ahead will take about 500 ms"):
         admission.admit(soon(0.6))  # enough on the average, which means late every second time
     admission.admit(soon(0.65))
 

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -406,3 +406,40 @@ def test_batches_are_observed(run):
     run(scenario())
     assert sum(requests for _, requests in observed) == 3
     assert all(seconds > 0 for seconds, _ in observed)
+
+
+def test_who_was_too_late_is_not_observed(run):
+    """A batch of one answer and many who gave up took as long as its one answer did."""
+    observed: list[int] = []
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(1, 8, lambda _seconds, requests: observed.append(requests))
+        pipeline.gate.clear()
+        asked = [query(0), *(query(seed, seconds=0.2) for seed in range(1, 5))]
+        calls = [asyncio.create_task(batcher.submit(pipeline, each, USER)) for each in asked]
+        await until(lambda: pipeline.batches)
+        await asyncio.sleep(0.3)
+        pipeline.gate.set()
+        await asyncio.gather(*calls, return_exceptions=True)
+        late = batcher.submit(pipeline, query(5, seconds=-1.0), USER)
+        await asyncio.gather(late, return_exceptions=True)
+        await batcher.close()
+
+    run(scenario())
+    assert pipeline.batches[0] == [0, 1, 2, 3, 4]
+    assert observed == [1]
+
+
+def test_given_items_count_as_often_as_they_are_searched_for(run):
+    pipeline = Echo()
+
+    async def scenario() -> None:
+        batcher = Batcher(1, 8)
+        seeds = np.arange(20)
+        asked = [replace(query(each), kind=QueryKind.SIMILAR, given_rows=seeds) for each in range(4)]
+        await asyncio.gather(*(batcher.submit(pipeline, each, USER) for each in asked))
+        await batcher.close()
+
+    run(scenario())
+    assert pipeline.batches == [[0], [1], [2], [3]]
