@@ -105,7 +105,7 @@ def assemble(
         schema: the feature definitions.
         subjects: one per request.
         candidates: one per request.
-        dims: dimension of each space that the schema refers to.
+        dims: dimension of each space in which the schema reads users' vectors.
     """
     scores, ranks = _source_columns(schema.sources, candidates)
     return FeatureBatch(
@@ -124,7 +124,7 @@ def assemble(
         recent_rows=_joined([each.recent_rows for each in subjects]),
         source_scores=scores,
         source_ranks=ranks,
-        user_vectors={name: _user_vectors(subjects, name, dims[name]) for name in schema.spaces},
+        user_vectors={name: _user_vectors(subjects, name, dims[name]) for name in schema.dot_spaces},
     )
 
 

@@ -24,7 +24,7 @@ from recserve.server.bundle.reader import Bundle, Space
 from recserve.server.pipeline.assemble import Candidates, Subject, subject, tower_users
 from recserve.server.pipeline.cache import NOTHING_KEPT, CacheLimits, CacheStats
 from recserve.server.pipeline.candidates import extend, fuse, union
-from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError
+from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError, InvalidRequestError, Violation
 from recserve.server.pipeline.filters import PURCHASE_EVENT, Filters
 from recserve.server.pipeline.golden import item_arrays, replay
 from recserve.server.pipeline.host import this_host
@@ -36,7 +36,7 @@ from recserve.server.pipeline.scoring import combine, freshen, fuse_ranks
 from recserve.server.pipeline.search import Searcher, open_searcher
 from recserve.server.pipeline.similar import Similar
 from recserve.server.pipeline.sources import POPULAR, Proposal, Request, sources_of
-from recserve.server.pipeline.towers import UserTower, open_user_tower
+from recserve.server.pipeline.towers import TowerOutputError, UserTower, open_user_tower
 from recserve.server.pipeline.types import (
     Cap,
     Degraded,
@@ -134,7 +134,7 @@ class Pipeline:
         self.sources = tuple(self._sources)
         self._similar = Similar(comparable, engines.searchers)
         self._items = item_arrays(bundle)
-        self._ranked_spaces = bundle.schema.spaces if self.objectives else ()
+        self._ranked_spaces = bundle.schema.dot_spaces if self.objectives else ()
         self._dims = {name: space.dim for name, space in bundle.spaces.items()}
         events = bundle.schema.event_types
         self._purchase_code = events.index(PURCHASE_EVENT) if PURCHASE_EVENT in events else -1
@@ -175,9 +175,7 @@ class Pipeline:
         Args:
             work: as for `run`; deadlines are not looked at.
         """
-        jobs = [_Job(self._resolve(query, state)) for query, state in work]
-        self._embed(jobs)
-        self._retrieve(jobs)
+        jobs = self._retrieved(work)
         return [(job.request.subject, job.candidates) for job in jobs]
 
     def proposals(self, work: Sequence[tuple[Query, UserState]], source: str, k: int) -> list[Proposal]:
@@ -197,11 +195,19 @@ class Pipeline:
         Args:
             work: as for `run`; deadlines are not looked at.
         """
-        jobs = [_Job(self._resolve(query, state)) for query, state in work]
-        self._embed(jobs)
-        self._retrieve(jobs)
+        jobs = self._retrieved(work)
         self._rank(jobs)
         return [Ranked(job.candidates, self._fresh_scores(job), job.relevance) for job in jobs]
+
+    def _retrieved(self, work: Sequence[tuple[Query, UserState]]) -> list[_Job]:
+        """Requests with their candidates."""
+        jobs = [_Job(self._resolve(query, state)) for query, state in work]
+        self._embed(jobs)
+        for job in jobs:
+            if isinstance(job.outcome, Exception):
+                raise job.outcome
+        self._retrieve(jobs)
+        return jobs
 
     @property
     def kept_vectors(self) -> dict[str, CacheStats]:
@@ -239,15 +245,14 @@ class Pipeline:
     def _embed(self, jobs: Sequence[_Job]) -> None:
         """Give every request its user's vector in the spaces that its sources and features need."""
         for name, space in self.bundle.spaces.items():
-            wanting = [job.request for job in jobs if self._needs(job.request, name)]
+            wanting = [job for job in jobs if job.outcome is None and self._needs(job.request, name)]
             tower = self.engines.towers.get(name)
-            known = [request.subject for request in wanting if request.subject.known] if tower else []
+            known = [job for job in wanting if job.request.subject.known] if tower else []
             if tower and known:
-                for user, vector in zip(known, tower.embed(tower_users(known)), strict=True):
-                    user.vectors[name] = vector
-            for request in wanting:
-                if name not in request.subject.vectors:
-                    _set_vector(request, space)
+                _embed_known(known, name, tower)
+            for job in wanting:
+                if job.outcome is None and name not in job.request.subject.vectors:
+                    _set_vector(job.request, space)
 
     def _needs(self, request: Request, space: str) -> bool:
         if request.query.kind is QueryKind.SIMILAR:
@@ -260,7 +265,8 @@ class Pipeline:
         """Give every request its candidates, all of them passing its filter."""
         recommend = [job for job in jobs if job.query.kind is QueryKind.RECOMMEND]
         for job, mine in zip(recommend, self._ask_sources(recommend), strict=True):
-            job.candidates = self._merge(job, mine)
+            if job.wanted("retrieve"):
+                job.candidates = self._merge(job, mine)
         for job in jobs:
             if job.query.kind is QueryKind.RANK:
                 rows = job.query.given_rows
@@ -492,6 +498,29 @@ def _outcome(job: _Job) -> Result | Exception:
     if job.outcome is None:
         raise RuntimeError("a request left the pipeline without an outcome")
     return job.outcome
+
+
+def _embed_known(jobs: Sequence[_Job], space: str, tower: UserTower) -> None:
+    """Give every known user its vector, or its request the reason why there is none."""
+    try:
+        vectors = tower.embed(tower_users([job.request.subject for job in jobs]))
+    except TowerOutputError as error:
+        if len(jobs) == 1:
+            jobs[0].outcome = _no_vector(jobs[0].query, space, error)
+        else:
+            for job in jobs:
+                _embed_known([job], space, tower)
+        return
+    for job, vector in zip(jobs, vectors, strict=True):
+        job.request.subject.vectors[space] = vector
+
+
+def _no_vector(query: Query, space: str, error: TowerOutputError) -> Exception:
+    """A network that overflows is the caller's doing where the caller gave it features, else its own fault."""
+    if not query.user_overrides:
+        return error
+    description = f"the user tower of space {space!r} makes no vector of it; give a value as users have them"
+    return InvalidRequestError([Violation(f'context.features["{name}"]', description) for name in query.user_overrides])
 
 
 def _set_vector(request: Request, space: Space) -> None:

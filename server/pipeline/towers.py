@@ -625,8 +625,9 @@ def open_user_tower(bundle: Bundle, space: str, device: str, limits: CacheLimits
         name=space,
         limits=limits,
     )
-    _try_on(tower.file, lambda: opened.embed(_nobody(layout)))
+    # In this order: what is kept of a user has to have the bits of the way that is then taken.
     _try_on(tower.file, lambda: opened.try_sharing(_anybody(bundle, SHARED_ROWS)))
+    _try_on(tower.file, lambda: opened.embed(_nobody(layout)))
     return opened
 
 

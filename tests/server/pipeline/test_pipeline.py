@@ -290,18 +290,24 @@ def test_a_caller_who_has_left_costs_no_further_stage(pipeline: Pipeline, bundle
     assert asked.count(1) >= 4
 
 
-def test_callers_who_leave_during_a_stage_are_not_worked_for(pipeline: Pipeline, bundle: Bundle) -> None:
-    """The re-rank stage goes through requests one by one: it looks again before each."""
+@pytest.mark.parametrize(
+    ("looks", "stage"), list(enumerate(["embed", "retrieve", "retrieve", "rank", "rerank", "rerank"]))
+)
+def test_callers_who_leave_during_a_stage_are_not_worked_for(
+    pipeline: Pipeline, bundle: Bundle, looks: int, stage: str
+) -> None:
+    """Uniting what sources propose and re-ranking go through requests one by one: they look again before each."""
     looked = 0
 
     def gone(index: int) -> bool:
         nonlocal looked
         looked += index == 1
-        return index == 1 and looked > 4  # after the look before the stage, before the one within it
+        return index == 1 and looked > looks
 
-    _, second = pipeline.run([(query(bundle), stranger(bundle)), (query(bundle), stranger(bundle))], gone=gone)
+    first, second = pipeline.run([(query(bundle), stranger(bundle)), (query(bundle), stranger(bundle))], gone=gone)
+    assert isinstance(first, Result)
     assert isinstance(second, CallerGoneError)
-    assert second.stage == "rerank"
+    assert second.stage == stage
 
 
 def test_a_batch_answers_as_its_requests_would_alone(pipeline: Pipeline, bundle: Bundle, snapshot: Snapshot) -> None:

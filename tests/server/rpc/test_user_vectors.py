@@ -23,11 +23,13 @@ from recserve.server.bundle.reader import Bundle, open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.config import Settings, UserVectorCacheSettings
 from recserve.server.loading import warm
+from recserve.server.pipeline import towers
 from recserve.server.pipeline.assemble import subject, tower_users
 from recserve.server.pipeline.cache import NOTHING_KEPT, CacheLimits
+from recserve.server.pipeline.errors import InvalidRequestError
 from recserve.server.pipeline.pipeline import Pipeline, open_engines
 from recserve.server.pipeline.search import Found, Mask, Searcher, Vectors
-from recserve.server.pipeline.towers import SHARED_ROWS, UserTower, open_session
+from recserve.server.pipeline.towers import SHARED_ROWS, TowerOutputError, UserTower, open_session
 from recserve.server.pipeline.types import Query, QueryKind, Quota, UserState
 from recserve.server.state.embedded import EmbeddedStore, Users, open_users
 from recserve.v1 import recommender_pb2 as pb
@@ -36,8 +38,8 @@ NOW_S = 1_748_779_200
 DIM = 8
 
 
-def network(path: Path) -> Path:
-    """`numbers` [B, 1], `codes` [B, 1] and `recent` [B, 3], through 600 hidden numbers."""
+def network(path: Path, steepness: float) -> Path:
+    """`numbers` [B, 1], `codes` [B, 1] and `recent` [B, 3], through 600 hidden numbers; and `numbers` times so much."""
     rng = np.random.default_rng(6)
     constants = {
         "w": rng.normal(size=(1, 600)).astype(np.float32) / 30,
@@ -45,6 +47,7 @@ def network(path: Path) -> Path:
         "e": rng.normal(size=(201, 600)).astype(np.float32),
         "v": rng.normal(size=(600, DIM)).astype(np.float32) / 10,
         "axis": np.array([1]),
+        "k": np.full((1, DIM), steepness, np.float32),
     }
     nodes = [
         helper.make_node("MatMul", ["numbers", "w"], ["a"]),
@@ -54,7 +57,9 @@ def network(path: Path) -> Path:
         helper.make_node("ReduceSum", ["c3", "axis"], ["c"], keepdims=0),
         helper.make_node("Sum", ["a", "b", "c"], ["s"]),
         helper.make_node("Tanh", ["s"], ["t"]),
-        helper.make_node("MatMul", ["t", "v"], ["out"]),
+        helper.make_node("MatMul", ["t", "v"], ["bounded"]),
+        helper.make_node("Mul", ["numbers", "k"], ["steep"]),
+        helper.make_node("Add", ["bounded", "steep"], ["out"]),
     ]
     inputs = [
         helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", 1]),
@@ -115,11 +120,10 @@ def users(bundle: Bundle, tiny_snapshot: Callable[..., Path]) -> Users:
 @pytest.fixture
 def make_pipeline(bundle: Bundle, users: Users, squash: Any, tmp_path: Path) -> Callable[..., Pipeline]:
     """A pipeline over the tiny bundle whose space `als` has a user tower."""
-    path = network(tmp_path / "user.onnx")
     some = list(users.most_active(SHARED_ROWS))
 
-    def make(limits: CacheLimits = NOTHING_KEPT) -> Pipeline:
-        session = CountingSession(open_session(path, "cpu"))
+    def make(limits: CacheLimits = NOTHING_KEPT, steepness: float = 0.0) -> Pipeline:
+        session = CountingSession(open_session(network(tmp_path / "user.onnx", steepness), "cpu"))
         tower = UserTower(
             session,
             TOWER,
@@ -273,6 +277,50 @@ def test_requests_of_one_user_share_a_vector(make_pipeline, bundle, users) -> No
     pipeline.run(one * 5)
     assert heights(pipeline) == [2 if tower_of(pipeline).shares_runs else 1]
     assert pipeline.engines.searchers["als"].calls == [(5, 500)]
+
+
+class FickleSession(CountingSession):
+    """A network whose single rows have other bits than several: some processors add in another order then."""
+
+    def run(self, outputs: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        (vectors,) = super().run(outputs, feed)
+        return [np.nextafter(vectors, np.float32(9)) if len(vectors) == 1 else vectors]
+
+
+def test_what_is_kept_from_the_start_has_the_bits_of_what_is_made(bundle, tmp_path, monkeypatch) -> None:
+    session = FickleSession(open_session(network(tmp_path / "user.onnx", 0.0), "cpu"))
+    monkeypatch.setattr(towers, "open_session", lambda *_: session)
+    bundle.spaces["als"].spec.user_tower.CopyFrom(TOWER)
+    bundle.spaces["als"].spec.user_tower.file = "features.json"  # any file of the bundle
+    nobody = subject(
+        UserState(known=True, columns=ColumnValues.missing(bundle.schema.user_layout, 1)),
+        bundle.catalogue,
+        context=ColumnValues.missing(bundle.schema.context_layout, 1),
+        time_us=0,
+    )
+    made, kept = (
+        towers.open_user_tower(bundle, "als", "cpu", limits).embed(tower_users([nobody]))
+        for limits in (NOTHING_KEPT, CacheLimits(10, 60.0))
+    )
+    assert made.tobytes() == kept.tobytes()
+
+
+def test_features_that_no_vector_comes_of(make_pipeline, bundle, users) -> None:
+    """It is the caller's fault who gave them, and nobody else's request is touched."""
+    pipeline = make_pipeline(steepness=1e20)
+    first, second, third, fourth = queries(bundle, users, 4)
+    given = dataclasses.replace(second[0], user_overrides={"age": 1e30}), second[1]
+    layout = bundle.schema.user_layout
+    stored = fourth[0], dataclasses.replace(fourth[1], columns=fourth[1].columns.with_overrides(layout, {"age": 1e30}))
+    mine, refused, yours, broken = pipeline.run([first, given, third, stored])
+    assert isinstance(refused, InvalidRequestError)
+    assert [each.field for each in refused.violations] == ['context.features["age"]']
+    assert isinstance(broken, TowerOutputError)
+    for together, alone in zip((mine, yours), pipeline.run([first, third]), strict=True):
+        assert together.rows.tolist() == alone.rows.tolist()
+        assert together.scores.tolist() == alone.scores.tolist()
+    with pytest.raises(TowerOutputError):
+        pipeline.retrieve([first, stored])
 
 
 # --------------------------------------------------------------------------------------------------------------- warm
