@@ -10,7 +10,6 @@ together.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from recserve.exporters.source_models import LightGBMModel, SourceModel, open_mo
 from recserve.exporters.spec import RankerSpec
 from recserve.exporters.tl2cgen_library import Progress, compile_library
 from recserve.kernels.native_forest import NativeForest
-from recserve.server.bundle.layout import NAME_RULE, is_name
+from recserve.server.bundle.layout import MAX_WEIGHT, NAME_RULE, is_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,8 +120,8 @@ def _with_library(
 def _check_spec(spec: RankerSpec) -> None:
     if not is_name(spec.objective):
         raise ExportError(f"an objective's name has {NAME_RULE}")
-    if not (math.isfinite(spec.weight) and spec.weight >= 0):
-        raise ExportError(f"the weight must be a finite number of at least 0, not {spec.weight}")
+    if not 0 <= spec.weight <= MAX_WEIGHT:  # also true of NaN
+        raise ExportError(f"the weight must be a number from 0 to {MAX_WEIGHT:g}, not {spec.weight}")
     if (spec.calibration == "model") == (spec.calibration_data is not None):
         verb = "takes no" if spec.calibration == "model" else "needs"
         raise ExportError(f"calibration {spec.calibration!r} {verb} calibration_data")

@@ -240,6 +240,8 @@ def _check_sums(arrays: Arrays, outputs: int) -> None:
         check_array(name, arrays[name], _SHAPES[name][0], (outputs,))
     if not np.isfinite(arrays["initials"]).all():
         raise ValueError("initials: expected finite numbers")
+    if not np.isfinite(arrays["leaves"]).all():
+        raise ValueError("leaves: expected finite numbers")
     if not (np.isfinite(arrays["divisors"]) & (arrays["divisors"] > 0)).all():
         raise ValueError("divisors: expected finite numbers above 0")
     if (arrays["singles"] > 1).any():

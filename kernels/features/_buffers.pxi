@@ -42,8 +42,10 @@ cdef class Buffers:
 
     cdef Py_buffer *held
     cdef Py_ssize_t count
+    cdef Py_ssize_t capacity
 
     def __cinit__(self, Py_ssize_t capacity):
+        self.capacity = capacity
         self.held = <Py_buffer *>PyMem_Malloc(capacity * sizeof(Py_buffer))
         if self.held == NULL:
             raise MemoryError
@@ -55,12 +57,15 @@ cdef class Buffers:
         PyMem_Free(self.held)
 
     cdef Py_buffer *take(self, array, Kind kind, Py_ssize_t rows, Py_ssize_t columns=NO_AXIS) except NULL:
-        """Hold an array, at most as often as there is capacity.
+        """Hold an array.
 
         Raises:
             Misfit: `check_array` would refuse it.
+            IndexError: there is no capacity left, which is a bug.
         """
         cdef Py_buffer *buffer = &self.held[self.count]
+        if self.count == self.capacity:
+            raise IndexError(f"more than {self.capacity} arrays")
         if not isinstance(array, ndarray):
             raise Misfit
         try:

@@ -73,6 +73,30 @@ def check_between(values: NDArray[np.integer], low: int, high: int, file: str, *
             )
 
 
+def check_falling(values: NDArray[np.number], order: NDArray[np.int64], file: str, *, block: int = BLOCK) -> None:
+    """An order of rows goes from the highest to the lowest value; missing values (NaN) come last, equals by row.
+
+    Args:
+        values: by row.
+        order: a permutation of the rows. Already checked.
+        file: of the order.
+        block: see the module.
+    """
+    for part in blocks(len(order) - 1, block):
+        first, second = order[part], order[part.start + 1 : part.stop + 1]
+        high, low = values[first].astype(np.float64), values[second].astype(np.float64)
+        equal = (high == low) | (np.isnan(high) & np.isnan(low))
+        falls = (high > low) | (np.isnan(low) & ~np.isnan(high)) | (equal & (first < second))
+        if not falls.all():
+            at = part.start + int(falls.argmin())
+            raise BundleCorruptError(
+                f"entry {at} does not come before the next one",
+                file=file,
+                expected="values that fall, equal ones by row",
+                found=f"{high[at - part.start]:g} of row {order[at]}, {low[at - part.start]:g} of row {order[at + 1]}",
+            )
+
+
 def check_list_codes(codes: NDArray[np.int32], offsets: NDArray[np.int64], sizes: Sequence[int], file: str) -> None:
     """Codes of lists lie within the vocabularies of their columns.
 

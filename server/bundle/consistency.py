@@ -49,6 +49,10 @@ def check_manifest(manifest: manifest_pb2.Manifest, files: ArtifactFiles) -> Non
     _check_catalogue(manifest.catalogue, files)
     _check_unique("spaces", [space.name for space in manifest.spaces])
     for space in manifest.spaces:
+        if space.name in layout.SOURCE_NAMES:
+            raise mismatch(
+                "a space has the name of another candidate source", "spaces", "a name of its own", space.name
+            )
         _check_space(space, files)
     if manifest.HasField("candidate_sources"):
         _check_sources(manifest)
@@ -176,8 +180,9 @@ def _check_sources(manifest: manifest_pb2.Manifest) -> None:
         )
     if sources.similar_space and not sources.similar_items:
         raise mismatch("similar items have no seeds", "candidate_sources.similar_items", "at least 1", 0)
-    if not (math.isfinite(sources.new_days) and sources.new_days > 0):
-        raise mismatch("new items have no age", "candidate_sources.new_days", "more than 0", sources.new_days)
+    if not 0 < sources.new_days <= layout.MAX_DAYS:  # also true of NaN
+        allowed = f"more than 0, at most {layout.MAX_DAYS:,}"
+        raise mismatch("new items have no age", "candidate_sources.new_days", allowed, sources.new_days)
     taken = [*layout.SOURCE_NAMES, *(space.name for space in manifest.spaces)]
     _check_unique("candidate_sources.lists", [each.name for each in sources.lists])
     for lists in sources.lists:
@@ -223,8 +228,9 @@ def _check_forest(forest: manifest_pb2.Forest, features: int, files: ArtifactFil
         raise mismatch(
             "a forest reads another number of features than there are", f"{field}.features", features, forest.features
         )
-    if not (math.isfinite(forest.weight) and forest.weight >= 0):
-        raise mismatch("a forest has no usable weight", f"{field}.weight", "a number of at least 0", forest.weight)
+    if not 0 <= forest.weight <= layout.MAX_WEIGHT:  # also true of NaN
+        expected = f"0 to {layout.MAX_WEIGHT:g}"
+        raise mismatch("a forest has no usable weight", f"{field}.weight", expected, forest.weight)
     files.path(forest.model, field=f"{field}.model")
     _check_choice(f"{field}.kind", forest.kind, manifest_pb2.ModelKind.items())
     for native in forest.native:

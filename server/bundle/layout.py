@@ -75,6 +75,13 @@ LISTS_PARTS: Final[dict[str, np.dtype[np.generic]]] = {
 SOURCE_NAMES: Final = frozenset({"popular", "again", "similar", "new", "popular_in_category"})
 """Candidate sources that bundles have without lists; neither spaces nor lists may take these names."""
 
+MAX_WEIGHT: Final = 1e6
+"""The largest weight of a source or objective, also in the configuration and in requests: sums and products of them
+stay finite."""
+
+MAX_DAYS: Final = 3_652_059
+"""From the year 1 to the year 9999."""
+
 NAME_RULE: Final = operations.NAME_RULE
 
 

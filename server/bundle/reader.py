@@ -324,6 +324,9 @@ def _open_index(files: ArtifactFiles, spec: manifest_pb2.Space) -> dict[str, Any
 def _check_catalogue(catalogue: Catalogue) -> None:
     catalogue.ids.check(layout.ITEM_IDS)
     checks.check_permutation(catalogue.popular_rows, layout.ITEM_POPULAR)
+    popularity = catalogue.role("popularity")
+    if isinstance(popularity, NumberColumn):
+        checks.check_falling(popularity.values, catalogue.popular_rows, layout.ITEM_POPULAR)
     for column in catalogue.columns.values():
         _check_column(column)
 

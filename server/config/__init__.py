@@ -8,7 +8,6 @@ from __future__ import annotations
 from recserve.server.config.load import Assignment, ConfigError, load_settings
 from recserve.server.config.model import (
     DEFAULT_PLACEMENT,
-    MAX_WEIGHT,
     AdmissionSettings,
     AnswerCacheSettings,
     BundleSettings,
@@ -28,7 +27,6 @@ from recserve.server.config.model import (
 
 __all__ = [
     "DEFAULT_PLACEMENT",
-    "MAX_WEIGHT",
     "AdmissionSettings",
     "AnswerCacheSettings",
     "Assignment",

@@ -15,16 +15,15 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic.types import JsonValue
 
+from recserve.server.bundle.layout import MAX_WEIGHT
 from recserve.server.pipeline.cache import CacheLimits
 
 DEFAULT_PLACEMENT = "default"
 """The placement of requests that name none; it always exists."""
 
-MAX_WEIGHT = 1e6
-"""The largest weight of a source or objective, here and in requests: sums and products of them stay finite."""
-
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 """From which times are counted, in microseconds."""
+_LAST_MOMENT = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
@@ -114,7 +113,7 @@ class ServerSettings(_Section):
     @field_validator("clock")
     @classmethod
     def _clock_is_a_request_time(cls, value: datetime.datetime | None) -> datetime.datetime | None:
-        if value is not None and value < EPOCH:
+        if value is not None and not EPOCH <= value <= _LAST_MOMENT:
             raise ValueError(f"found {value.isoformat()}, allowed are the years 1970 to 9999, as for a request's time")
         return value
 

@@ -83,7 +83,7 @@ def replay(pipeline: Pipeline, *, same_cpu: bool) -> list[str]:
     for name, check in wanted.items():
         try:
             check()
-        except (ValueError, IndexError) as error:  # how kernels and engines refuse arrays
+        except (ValueError, TypeError, IndexError, OverflowError) as error:  # how kernels and engines refuse inputs
             raise BundleCorruptError(
                 f"golden stage {name} refuses its stored inputs: {error}", file=STAGES_FILE, field=name
             ) from error

@@ -45,7 +45,7 @@ class GoldenRequest:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     user_id: str
-    time_us: int
+    time_us: Annotated[int, Field(ge=checks.FIRST_TIME, lt=checks.END_OF_TIME)]
     count: Positive
     candidates: Positive
     quotas: dict[str, float]
@@ -131,8 +131,10 @@ class GoldenSet:
         if found is None:
             raise _malformed(name, expected, "no such array")
         fits = len(shape) == found.ndim and all(a in (ANY, b) for a, b in zip(shape, found.shape, strict=True))
-        if not fits or not np.issubdtype(found.dtype, dtype):
-            raise _malformed(name, expected, f"{found.dtype.name} {list(found.shape)}")
+        # Texts have any length; of a number the byte order has to be this machine's, too.
+        same = np.issubdtype(found.dtype, dtype) if dtype is np.str_ else found.dtype == np.dtype(dtype)
+        if not (fits and same):
+            raise _malformed(name, expected, f"{found.dtype.str} {list(found.shape)}")
         return cast("NDArray[ScalarT]", found)
 
     def parts(self, name: str, count: int, total: int) -> list[slice]:

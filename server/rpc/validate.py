@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from recserve.server.config import MAX_WEIGHT
+from recserve.server.bundle.layout import MAX_WEIGHT
 from recserve.server.rpc import limits
 from recserve.server.rpc.problems import Problems, quoted
 from recserve.v1 import recommender_pb2 as pb
@@ -125,7 +125,7 @@ def _check_names(field: str, names: Sequence[str], problems: Problems) -> None:
 
 def _check_range(field: str, value: float, low: float, high: float, problems: Problems) -> None:
     if not low <= value <= high:  # also true of NaN
-        problems.reject(field, f"must be {low:g} to {high:g}, but is {value:g}")
+        problems.reject(field, f"must be {low:g} to {high:g}, but is {value!r}")
 
 
 def _check_weights(field: str, weights: Sequence[tuple[str, float]], problems: Problems) -> None:
@@ -174,7 +174,7 @@ def _check_feature(field: str, value: pb.FeatureValue, problems: Problems) -> No
         case "number":
             if not abs(value.number) <= limits.MAX_NUMBER:  # also true of NaN
                 description = (
-                    f"must be finite and at most {limits.MAX_NUMBER:.5g} either way, but is {value.number:g}; "
+                    f"must be finite and at most {limits.MAX_NUMBER:.5g} either way, but is {value.number!r}; "
                     "leave the feature out where it is unknown"
                 )
                 problems.reject(f"{field}.number", description)
@@ -189,18 +189,19 @@ def _check_feature(field: str, value: pb.FeatureValue, problems: Problems) -> No
 def _check_filter(
     request: pb.RecommendRequest | pb.SimilarItemsRequest | pb.RankItemsRequest, problems: Problems
 ) -> None:
-    if not request.HasField("filter"):
-        return
     wanted = request.filter
-    _check_ids("filter.exclude_item_ids", wanted.exclude_item_ids, limits.MAX_EXCLUDED_ITEMS, problems)
-    for name in ("include_categories", "exclude_categories", "exclude_flags"):
-        _check_names(f"filter.{name}", getattr(wanted, name), problems)
-    for name in ("price_min", "price_max"):
-        if math.isnan(getattr(wanted, name)):
-            problems.reject(f"filter.{name}", "must be a number, but is NaN")
+    for descriptor, value in wanted.ListFields():  # only what is set: most filters are short
+        field = f"filter.{descriptor.name}"
+        match descriptor.name:
+            case "exclude_item_ids":
+                _check_ids(field, value, limits.MAX_EXCLUDED_ITEMS, problems)
+            case "include_categories" | "exclude_categories" | "exclude_flags":
+                _check_names(field, value, problems)
+            case "price_min" | "price_max" if math.isnan(value):
+                problems.reject(field, "must be a number, but is NaN")
     both = wanted.HasField("price_min") and wanted.HasField("price_max")
     if both and wanted.price_min > wanted.price_max:
-        description = f"must not exceed price_max ({wanted.price_max:g}), but is {wanted.price_min:g}"
+        description = f"must not exceed price_max ({wanted.price_max!r}), but is {wanted.price_min!r}"
         problems.reject("filter.price_min", description)
 
 
@@ -215,7 +216,7 @@ def _check_rerank(request: pb.RecommendRequest | pb.RankItemsRequest, problems: 
     if rerank.HasField("mmr"):
         _check_range("rerank.mmr.relevance_weight", rerank.mmr.relevance_weight, 0.0, 1.0, problems)
     if rerank.HasField("dpp") and not 0 <= rerank.dpp.theta < 1:
-        problems.reject("rerank.dpp.theta", f"must be at least 0 and below 1, but is {rerank.dpp.theta:g}")
+        problems.reject("rerank.dpp.theta", f"must be at least 0 and below 1, but is {rerank.dpp.theta!r}")
     if rerank.HasField("exploration"):
         _check_range("rerank.exploration", rerank.exploration, 0.0, limits.MAX_EXPLORATION, problems)
     if rerank.objective_weights:

@@ -329,9 +329,8 @@ def test_a_reranker_that_ignores_caps(complete_bundle: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------------- list
 
 
-def test_another_order_of_popularity(complete_copy: Path, opened: Opened) -> None:
-    path = complete_copy / "items/popular.npy"
-    np.save(path, np.load(path)[::-1].copy())
+def test_another_order_of_popularity(opened: Opened, tamper: Any) -> None:
+    tamper(lambda arrays: arrays.update({"sources.popular.rows": np.roll(arrays["sources.popular.rows"], 1)}))
     assert golden_error(opened, "sources.popular.rows").file == "golden/stages.npz"
 
 
@@ -430,6 +429,7 @@ def first(document: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]
         (lambda document: {"requests": document}, "", "valid array|valid list"),
         (lambda document: first(document, count=0), "0.count", "greater than or equal to 1"),
         (lambda document: first(document, time_us="noon"), "0.time_us", "valid integer"),
+        (lambda document: first(document, time_us=10**30), "0.time_us", "less than"),
         (lambda document: first(document, colour="red"), "0.colour", "nexpected"),
         (lambda document: first(document, quotas={"anm": 1.0}), "quotas", r"expected .*'als', 'ann'.*found \['anm'\]"),
         (lambda document: first(document, cap_attribute="price"), "cap_attribute", r"'category'.*found \['price'\]"),

@@ -255,8 +255,8 @@ def test_refuses_features_in_another_order(tmp_path: Path) -> None:
 SPECS = {
     "objective that is a path": ({"objective": "../click"}, "an objective's name has a letter or _, then"),
     "objective that is no name": ({"objective": "2nd_click"}, "an objective's name has a letter or _, then"),
-    "negative weight": ({"weight": -1.0}, "weight must be a finite number"),
-    "NaN weight": ({"weight": float("nan")}, "weight must be a finite number"),
+    "negative weight": ({"weight": -1.0}, "weight must be a number from 0 to 1e.06, not"),
+    "NaN weight": ({"weight": float("nan")}, "weight must be a number from 0 to 1e.06, not"),
     "fit without data": ({"calibration": "platt"}, "calibration 'platt' needs calibration_data"),
     "data without fit": (
         {"calibration_data": CalibrationData(features=np.zeros((1, 5), np.float32), labels=np.zeros(1))},

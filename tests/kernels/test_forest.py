@@ -499,6 +499,7 @@ def test_wrong_requests_are_refused(
         ("planes", lambda a: a + np.uint32(100_000), "planes: a slot is neither"),
         ("leaves", lambda a: a[:-1], r"leaves: expected \d+ pieces"),
         ("leaves", lambda a: a.astype(np.float32), "leaves: expected dtype float64"),
+        ("leaves", lambda a: a * np.nan, "leaves: expected finite"),
         ("output_bounds", lambda a: a + 1, "output_bounds: expected bounds that rise"),
         ("forest_bounds", lambda a: a[:0], "forest_bounds: expected at least 1 bounds"),
         ("initials", lambda a: a[:0], "initials: expected shape"),

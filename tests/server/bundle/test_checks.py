@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_keys_ascend_strictly(keys: list[int]) -> None:
 def test_permutations(rows: list[int]) -> None:
     expected = sorted(rows) == list(range(len(rows)))
     assert passes(checks.check_permutation, np.array(rows, np.int64), block=BLOCK) == expected
+
+
+@modest
+@given(st.lists(st.sampled_from([np.nan, -np.inf, 0.0, -0.0, 1.0, 2.0, np.inf]), max_size=9), st.randoms())
+def test_an_order_falls_from_the_highest_value(values: list[float], random: Random) -> None:
+    order = list(range(len(values)))
+    right = sorted(order, key=lambda row: (np.isnan(values[row]), -values[row], row))
+    random.shuffle(order)
+    for each in (order, right):
+        expected = each == right
+        assert passes(checks.check_falling, np.array(values), np.array(each, np.int64), block=BLOCK) == expected
 
 
 @modest

@@ -99,3 +99,12 @@ def test_stages_with_any_bytes_changed(bundle: Bundle) -> None:
             pytest.raises(BundleCorruptError, match="golden stages are malformed"),
         ):
             GoldenSet.load(bundle)
+
+
+def test_numbers_in_another_byte_order() -> None:
+    """Kernels would refuse them, or read other numbers."""
+    stored = np.arange(3, dtype=np.dtype(np.int64).newbyteorder())
+    golden = GoldenSet((), (), (), {"rows": stored, "names": np.array(["a", "long"])})
+    with pytest.raises(BundleCorruptError, match=r"expected 'int64 \[3\]', found '.i8"):
+        golden.array("rows", np.int64, 3)
+    assert golden.array("names", np.str_, 2).tolist() == ["a", "long"]

@@ -156,7 +156,7 @@ BAD = {
     "excluded category": (filtered(exclude_categories=["cars"]), "filter.exclude_categories[0]", "'cars'"),
     "flag": (filtered(exclude_flags=["heavy"]), "filter.exclude_flags[0]", "'heavy'"),
     "price NaN": (filtered(price_max=NAN), "filter.price_max", "NaN"),
-    "prices crossed": (filtered(price_min=2, price_max=1), "filter.price_min", "must not exceed price_max (1)"),
+    "prices crossed": (filtered(price_min=2, price_max=1), "filter.price_min", "price_max (1.0), but is 2.0"),
     "region without country": (filtered(in_region=True), "context.country", "required by filter.in_region"),
     "placement's region": (context(placement="home"), "context.country", "required by the placement"),
     "cap of 0": (capped(max=0), "rerank.caps.caps[0].max", "at least 1"),
@@ -378,7 +378,7 @@ def test_a_placement_fills_in_what_the_request_leaves_out(convert):
 
 
 def test_what_a_placement_asks_of_one_request_is_not_asked_of_another(make_bundle):
-    """Its own filter is made once, for those with a user and those without."""
+    """Its own filter is made once, for those with a user and those without, and an empty filter asks for no other."""
     registry = BundleRegistry()
     registry.add("main", Shop(make_bundle(())))
     shown = {"exclude_shown": True, "exclude_purchased": True}
@@ -390,6 +390,7 @@ def test_what_a_placement_asks_of_one_request_is_not_asked_of_another(make_bundl
         requests = (
             similar(context=at),
             similar(context=at, user_id="user1"),
+            similar(context=at, user_id="user1", filter=pb.Filter()),
             similar(context=at, user_id="user1", filter=asked),
             similar(user_id="user1", context=pb.Context(placement="plain")),
         )
@@ -398,6 +399,7 @@ def test_what_a_placement_asks_of_one_request_is_not_asked_of_another(make_bundl
 
     expected = [
         (True, None, False, False),
+        (True, None, True, True),
         (True, None, True, True),
         (False, 0, False, True),
         (True, None, False, False),
