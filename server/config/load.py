@@ -80,9 +80,13 @@ class Assignment:
         return cls(path, text if plain else _parse(text), origin)
 
     def leaves(self) -> Iterator[Assignment]:
-        """The same as one assignment per value; an empty table stays, since it makes the section exist."""
+        """The same as one assignment per value; an empty table stays, since it makes the section exist.
+
+        Of an empty document nothing stays: it is no section.
+        """
         if not isinstance(self.value, dict) or not self.value:
-            yield self
+            if self.path:
+                yield self
             return
         for name, value in self.value.items():
             yield from Assignment((*self.path, name), value, self.origin).leaves()
@@ -109,7 +113,7 @@ def load_settings(
         # JSON, because strictness then still knows paths and lists, yet `port = true` and `port = "5000"` are errors.
         return Settings.model_validate_json(json.dumps(merged.tree, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError([_problem(details, merged) for details in error.errors()]) from None
+        raise ConfigError([_problem(details, merged) for details in error.errors() if not _follows(details)]) from None
 
 
 @dataclass(slots=True)
@@ -148,7 +152,7 @@ def _from_file(file: Path | None) -> list[Assignment]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError([Problem("", f"file {file}", f"cannot be read: {reason}")]) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([Problem("", f"file {file}", f"is not TOML: {error}")]) from error
     return [Assignment((), _anchored((), tree, file.parent), f"file {file}")]
 
@@ -185,9 +189,14 @@ def _parse(text: str) -> Value:
         pass
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text  # a line break could have begun a second key
+
+
+def _follows(details: ErrorDetails) -> bool:
+    """Whether a list is too short only because its wrong entries, which are named already, do not count."""
+    return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
 
 
 def _problem(details: ErrorDetails, merged: _Merged) -> Problem:

@@ -197,6 +197,8 @@ def test_where_nothing_is_near_the_valid_names_are_listed(toml_file: TomlFile) -
          "found 1320969600, allowed is a time with a zone, such as 2011-11-11T00:00:00Z"),
         ("[server]\nclock = '2011'\n", "server.clock",
          'found "2011", allowed is a time with a zone, such as 2011-11-11T00:00:00Z'),
+        ("[server]\nclock = 9999-12-31T23:59:59-12:00\n", "server.clock",
+         "found 9999-12-31T23:59:59-12:00, allowed are the years 1970 to 9999, as for a request's time"),
         ("[server]\nclock = 1969-12-31T23:59:59Z\n", "server.clock",
          "found 1969-12-31T23:59:59+00:00, allowed are the years 1970 to 9999, as for a request's time"),
         ("[server]\nport = true\n", "server.port", "found true, allowed is an integer, 0 to 65,535"),
@@ -306,6 +308,25 @@ def test_bytes_that_are_not_utf8_are_shown_as_such() -> None:
 def test_a_section_given_as_a_value_is_reported_and_not_overwritten() -> None:
     found = problems(environment=BUNDLE | {"RECSERVE_SERVER": "5", "RECSERVE_SERVER__PORT": "1"})
     assert found == {"server": ("environment RECSERVE_SERVER", "found 5, allowed is a table")}
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n"])
+def test_a_file_that_says_nothing(toml_file: TomlFile, text: str) -> None:
+    bundles = Assignment(("bundles",), [{"path": "b"}], "flag --bundle")
+    assert load_settings(file=toml_file(text), flags=[bundles]).bundles[0].path == Path("b")
+    with pytest.raises(ConfigError, match="no bundle to serve"):
+        load_settings(file=toml_file(text))
+
+
+def test_a_wrong_bundle_is_not_called_missing(toml_file: TomlFile) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file=toml_file('[[bundles]]\nname = "a b"\npath = "b"\n'))
+    assert [problem.key for problem in caught.value.problems] == ["bundles.0.name"]
+
+
+def test_a_file_nested_beyond_reading(toml_file: TomlFile) -> None:
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_settings(file=toml_file("x = " + "[" * 5000 + "]" * 5000))
 
 
 def test_settings_cannot_be_changed() -> None:
