@@ -78,7 +78,7 @@ async def _live(settings: Settings, made_owner: Callable[[], Owner]) -> bool:
     logger.info("listening on %s", address)
     if settings.server.clock is not None:
         logger.warning("%s", pinned_clock(settings.server.clock))
-    loading = _in_thread(lambda: load(settings))
+    loading, loader = _in_thread(lambda: load(settings))
     try:
         either: tuple[asyncio.Future[Any], ...] = (loading, owner.stop)
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +92,7 @@ async def _live(settings: Settings, made_owner: Callable[[], Owner]) -> bool:
         logger.info("draining for up to %g s", settings.server.drain_seconds)
     finally:
         loading.cancel()
-        at_rest = await server.drain(settings.server.drain_seconds)
+        at_rest = await server.drain(settings.server.drain_seconds) and not loader.is_alive()
         await store.close()
         _log_caches(service)
         logger.info("stopped")
@@ -116,7 +116,10 @@ def _keep_for_good() -> None:
 
 def _log_caches(service: RecommenderService) -> None:
     for name, stats in service.cache_stats().items():
-        logger.info("cache of %s: %d hits, %d misses, %d entries", name, stats.hits, stats.misses, stats.entries)
+        logger.info(
+            "cache of %s: %d hits, %d misses, %d entries, %d evicted",
+            name, stats.hits, stats.misses, stats.entries, stats.evicted,
+        )  # fmt: skip
 
 
 class _Terminal:
@@ -142,8 +145,11 @@ class _Terminal:
         os._exit(128 + number)
 
 
-def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """The outcome of `work`, done in a thread that a process which is told to stop does not wait for."""
+def _in_thread(work: Callable[[], T]) -> tuple[asyncio.Future[T], threading.Thread]:
+    """The outcome of `work`, done in a thread that a process which is told to stop does not wait for, and the thread.
+
+    Cancelling the outcome does not end the thread.
+    """
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     outcome.set_running_or_notify_cancel()  # nothing can call the work back: cancelling only drops its outcome
 
@@ -153,8 +159,9 @@ def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         except Exception as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return asyncio.wrap_future(outcome)
+    thread = threading.Thread(target=run, name="load", daemon=True)
+    thread.start()
+    return asyncio.wrap_future(outcome), thread
 
 
 def _announcement(loaded: Loaded, address: str, clock: datetime.datetime | None) -> Iterator[str]:

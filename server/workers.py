@@ -20,6 +20,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -89,6 +90,20 @@ def _signals() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(-1)
 
 
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals wait, in processes that are started meanwhile as well.
+
+    A worker that has not come as far as to ignore them would end of itself, and say so with a traceback.
+    """
+    resource_tracker.ensure_running()  # a process of multiprocessing's own; starting it lets signals through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
 class _Workers:
     """The processes, by the connection to each."""
 
@@ -102,7 +117,8 @@ class _Workers:
         for number in range(1, self._count + 1):
             here, there = context.Pipe()
             process = context.Process(target=_work, args=(settings, number, there), name=f"worker {number}")
-            process.start()
+            with _signals_held_back():
+                process.start()
             there.close()  # so that its end is noticed here
             self._running[here] = process
 
@@ -170,6 +186,7 @@ def _work(settings: Settings, number: int, parent: Connection) -> None:
     """The main function of a worker."""
     for each in _SIGNALS:  # a terminal and service managers send them to all processes: the first one decides
         signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # held back since it was started: see _signals_held_back
     configure_logging(settings.log.level, f"worker {number}: ")
     from recserve.server.lifecycle import serve as serve_alone  # noqa: PLC0415  gRPC starts here, not in the parent
 

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
+import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx import TensorProto, helper, numpy_helper
 
 from recserve.server import lifecycle
 from recserve.v1 import recommender_pb2 as pb
@@ -118,7 +121,7 @@ def test_it_tells_at_the_end_what_caches_were_good_for(start_server: Start, tiny
     server.send(signal.SIGTERM)
     assert server.wait() == 0
     assert [answer.cache_hit for answer in answers] == [False, True, True]
-    assert "cache of answers: 2 hits, 1 misses, 1 entries" in server.log
+    assert "cache of answers: 2 hits, 1 misses, 1 entries, 0 evicted" in server.log
 
 
 def test_a_taken_port_is_an_error_at_once(start_server: Start, recserve: Run, tiny_bundle: Make, front: str) -> None:
@@ -245,6 +248,40 @@ def test_while_it_loads_it_is_alive_but_not_serving(tmp_path: Path, front: str) 
         server.send_signal(signal.SIGTERM)
         out, _ = server.communicate(timeout=30)
     assert (server.returncode, out) == (0, "")
+
+
+NETWORK = f"""
+import os
+import numpy as np
+import onnxruntime
+from recserve.server import lifecycle
+
+def load(settings):
+    session = onnxruntime.InferenceSession(os.environ["NETWORK"])
+    print("loading", flush=True)
+    while True:
+        session.run(None, {{"x": np.zeros((256, 256), np.float32)}})
+
+lifecycle.load = load
+{MAIN}
+"""
+
+
+def test_sigterm_while_a_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C++ aborts a process that ends one of its threads."""
+    weights = numpy_helper.from_array(np.zeros((256, 256), np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [256, 256]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "net", ends[:1], ends[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    monkeypatch.setenv("NETWORK", f"{tmp_path / 'net.onnx'}")
+    with serving(NETWORK, "--bundle", f"{tmp_path}", stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "loading\n"
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert last_line(log).endswith("stopped")
 
 
 def test_nobody_reads_its_announcement(tiny_bundle: Make) -> None:

@@ -144,6 +144,30 @@ def test_workers_do_not_outlive_their_parent(start: Start) -> None:
     assert server.log.count("recserve.server.lifecycle: stopped") == 2
 
 
+SLOW_START = """
+import sys, time
+if "--multiprocessing-fork" in sys.orig_argv:
+    time.sleep(1.5)
+"""
+
+
+def test_a_signal_while_workers_start(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of Ctrl-C in a terminal, which reaches all processes, before a worker has imported anything."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}", prepend=os.pathsep)
+    server = start()
+    server.wait_for_log("remembers for itself")
+    pid = server.process.pid
+    time.sleep(0.5)
+    children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    assert len(children) >= 2
+    for each in (*children, pid):
+        os.kill(each, signal.SIGINT)
+    assert server.wait() == 0
+    assert "Traceback" not in server.log
+    assert "received SIGINT" in server.log
+
+
 def test_a_second_signal_stops_at_once(start: Start) -> None:
     server = start("--set", "compute.max_batch=1", "--set", "admission.max_queue=10000")
     with grpc.insecure_channel(ready(server)) as channel:
