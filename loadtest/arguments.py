@@ -15,6 +15,14 @@ def positive(text: str) -> float:
     return value
 
 
+def not_negative(text: str) -> float:
+    """A number from 0."""
+    value = _number(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0, found {text!r}")
+    return value
+
+
 def pause(text: str) -> float:
     """Seconds, from 0 to what a deadline can be."""
     value = _number(text)

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.arguments import cores, pause, positive, whole
+from recserve.loadtest.arguments import cores, not_negative, pause, positive, whole
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.results import write
-from recserve.loadtest.runs.compare import compare, grid, read_results
+from recserve.loadtest.runs.compare import compare, differences, grid, invalid_runs, read_results, shown
 from recserve.loadtest.runs.document import load_document, problems_of, runs_grid
 from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError
@@ -33,6 +33,8 @@ from recserve.server.config import load_settings
 
 WORSE: Final = 3
 """Exit status of `compare` where B is worse than A."""
+UNTRUSTED: Final = 4
+"""Exit status of `compare` where runs are invalid, so that nobody knows whether B is worse."""
 
 
 @dataclass(slots=True)
@@ -206,16 +208,22 @@ def _setup(options: argparse.Namespace, target: Target, scenario: Scenario, mess
 
 
 def _compare(options: argparse.Namespace) -> int:
-    ratios = compare(read_results(options.a), read_results(options.b), options.tolerance)
+    a, b = read_results(options.a), read_results(options.b)
+    ratios = compare(a, b, options.tolerance)
     Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(grid(ratios)))
+    for text in differences(a, b):
+        print(f"not of the same work: {text}")
+    invalid = [(path, text) for path, content in ((options.a, a), (options.b, b)) for text in invalid_runs(content)]
+    for path, text in invalid:
+        print(f"invalid: {path}: {text}")
     worse = [each for each in ratios if each.verdict == "worse"]
     for each in worse:
-        print(f"worse: {each.figure} of {each.name}, {each.params}: {each.ratio:.3f} times")
-    if any(each.low is None for each in ratios):
+        print(f"worse: {each.figure} of {each.name}, {each.params}: {shown(each.ratio)} times")
+    if any(each.low is None and each.a and each.b for each in ratios):
         print("intervals need repeated runs on both sides: run --repeat 5")
     if options.out:
         options.out.write_text(json.dumps([each.__getstate__() for each in ratios], indent=1), "utf-8")
-    return WORSE if worse else 0
+    return WORSE if worse else UNTRUSTED if invalid else 0
 
 
 def _draw(options: argparse.Namespace) -> int:
@@ -253,10 +261,15 @@ def add_commands(commands: Any) -> None:
     full.add_argument("--outstanding", type=whole, default=8, help="requests under way (default %(default)s)")
     full.add_argument("--repeat", type=whole, default=1, help="runs (default %(default)s)")
 
-    both = commands.add_parser("compare", help="ratios of two result files, with intervals; exit status 3: B is worse")
+    both = commands.add_parser(
+        "compare",
+        help=f"ratios of two result files, with intervals; exit status {WORSE}: B is worse, {UNTRUSTED}: invalid runs",
+    )
     both.add_argument("a", type=Path, metavar="A.json")
     both.add_argument("b", type=Path, metavar="B.json")
-    both.add_argument("--tolerance", type=float, default=0.05, help="changes that do not matter (default %(default)s)")
+    both.add_argument(
+        "--tolerance", type=not_negative, default=0.05, help="changes that do not matter (default %(default)s)"
+    )
     both.add_argument("--out", type=Path, help="ratios as JSON")
     both.set_defaults(run=_compare)
 

@@ -14,10 +14,18 @@ from scipy import stats
 
 from recserve.loadtest.grids import Grid
 from recserve.loadtest.runs.errors import ResultError
+from recserve.loadtest.runs.search import OK_SHARE
 
 LOWER_IS_BETTER: Final = ("p50_ms", "p90_ms", "p99_ms", "cpu_ms_per_request")
-HIGHER_IS_BETTER: Final = ("requests_per_s",)
+HIGHER_IS_BETTER: Final = ("requests_per_s", "ok_share")
 CONFIDENCE: Final = 0.95
+OK_TOLERANCE: Final = 1 - OK_SHARE
+"""Of the share of good answers, where the tolerance is not smaller: one lost answer in twenty is not "the same"."""
+SAME: Final = ("workload", "scenario", "bundle")
+"""What both files have to be of for their ratios to say something of the servers."""
+
+_SHOWN: Final = 60
+"""Characters of something that differs."""
 
 Verdict = Literal["better", "worse", "same", "unsure"]
 
@@ -30,10 +38,11 @@ class Ratio:
         name, params: of the runs, without their repetition.
         figure: such as "p99_ms".
         a, b: geometric means over the runs.
-        ratio: b / a.
-        low, high: its 95% interval; None where one side has a single run.
+        ratio: b / a; None where a is 0.
+        low, high: its 95% interval; None where one side has a single run, or a run of 0.
         verdict: "worse" and "better" where the whole interval lies beyond the tolerance, "same" where it lies within,
-            else "unsure".
+            else "unsure". A side that has a run without a single good answer is worse than one that has none; of runs
+            that are invalid, everything else is "unsure".
     """
 
     name: str
@@ -41,7 +50,7 @@ class Ratio:
     figure: str
     a: float
     b: float
-    ratio: float
+    ratio: float | None
     low: float | None
     high: float | None
     verdict: Verdict
@@ -86,22 +95,72 @@ def _by_run(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 def _ratios(
     key: tuple[str, str], a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], tolerance: float
 ) -> Iterator[Ratio]:
+    valid = not any(map(_is_invalid, (*a, *b)))
     for figure in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER):
-        ours, theirs = ([row[figure] for row in rows if row.get(figure)] for rows in (a, b))
+        # None: there were no latencies. A throughput of 0 is a figure like any other, and the worst there is.
+        ours, theirs = ([row[figure] for row in rows if row.get(figure) is not None] for rows in (a, b))
         if ours and theirs:
-            logs = np.log(ours), np.log(theirs)
-            ratio = float(np.exp(logs[1].mean() - logs[0].mean()))
-            low, high = interval(*logs)
-            yield Ratio(
-                *key,
-                figure=figure,
-                a=float(np.exp(logs[0].mean())),
-                b=float(np.exp(logs[1].mean())),
-                ratio=ratio,
-                low=low,
-                high=high,
-                verdict=ratio_verdict(low, high, tolerance, higher_is_better=figure in HIGHER_IS_BETTER),
-            )
+            limit = min(tolerance, OK_TOLERANCE) if figure == "ok_share" else tolerance
+            yield _ratio(key, figure, ours, theirs, limit, valid=valid)
+
+
+def _ratio(
+    key: tuple[str, str], figure: str, ours: Sequence[float], theirs: Sequence[float], tolerance: float, *, valid: bool
+) -> Ratio:
+    higher = figure in HIGHER_IS_BETTER
+    low = high = None
+    if min(*ours, *theirs) > 0:
+        low, high = interval(np.log(ours), np.log(theirs))
+        verdict = ratio_verdict(low, high, tolerance, higher_is_better=higher) if valid else "unsure"
+    else:
+        verdict = _verdict_of_zeros(min(ours), min(theirs), higher_is_better=higher)
+    a, b = _mean(ours), _mean(theirs)
+    return Ratio(*key, figure, a, b, ratio=b / a if a else None, low=low, high=high, verdict=verdict)
+
+
+def _verdict_of_zeros(a: float, b: float, *, higher_is_better: bool) -> Verdict:
+    """Of each side's least, one of which is 0. It has no logarithm; that nothing was answered needs no interval."""
+    if not higher_is_better or a == b:
+        return "unsure"
+    return "worse" if b == 0 else "better"
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The geometric one."""
+    return float(np.exp(np.log(values).mean())) if min(values) > 0 else 0.0
+
+
+def _is_invalid(row: Mapping[str, Any]) -> bool:
+    """Whether a run says that its figures do not count; kernels' rows say nothing of that."""
+    return not row.get("valid", True)
+
+
+def invalid_runs(content: Mapping[str, Any]) -> Iterator[str]:
+    """The runs of a result file that do not count, and the first reason of each."""
+    for row in filter(_is_invalid, content["results"]):
+        params = ", ".join(f"{name} {value}" for name, value in row["params"].items())
+        yield f"{row['name']}, {params}: {next(iter(row.get('problems', ())), 'it does not say why')}"
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    """In words, where the files are not of the same work: then a ratio is not the server's doing alone."""
+    for name in SAME:
+        ours, theirs = a.get(name), b.get(name)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            parts = [part for part in dict.fromkeys((*ours, *theirs)) if ours.get(part) != theirs.get(part)]
+            if parts:
+                yield f"{name}: they differ in {', '.join(_side_by_side(part, ours, theirs) for part in parts)}"
+        elif ours != theirs:
+            yield f"{name}: A has {_short(ours)}, B has {_short(theirs)}"
+
+
+def _side_by_side(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    return f"{part} (A: {_short(a.get(part))}; B: {_short(b.get(part))})"
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def interval(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float | None]:
@@ -142,10 +201,21 @@ def grid(ratios: Sequence[Ratio]) -> Grid:
                 each.figure,
                 f"{each.a:.4g}",
                 f"{each.b:.4g}",
-                f"{each.ratio:.3f}",
-                "one run only" if each.low is None else f"{each.low:.3f} to {each.high:.3f}",
+                shown(each.ratio),
+                _interval(each),
                 each.verdict,
             )
             for each in ratios
         ],
     )
+
+
+def shown(ratio: float | None) -> str:
+    """For a table; nothing is a multiple of 0."""
+    return "-" if ratio is None else f"{ratio:.3f}"
+
+
+def _interval(ratio: Ratio) -> str:
+    if ratio.low is not None:
+        return f"{ratio.low:.3f} to {ratio.high:.3f}"
+    return "one run only" if ratio.a and ratio.b else "a run of 0"

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from recserve.loadtest.cli import main
-from recserve.loadtest.runs.compare import compare, interval, ratio_verdict
+from recserve.loadtest.runs.compare import compare, differences, interval, ratio_verdict
 from recserve.loadtest.runs.errors import ResultError
 
 
@@ -61,6 +61,65 @@ def test_repetitions_are_one_run() -> None:
 def test_throughput_is_better_when_it_is_higher() -> None:
     found = compare(results([1, 1], requests_per_s=100), results([1, 1], requests_per_s=200))
     assert {each.figure: each.verdict for each in found} == {"p99_ms": "same", "requests_per_s": "better"}
+
+
+def verdicts(a: dict[str, Any], b: dict[str, Any]) -> dict[str, str]:
+    return {each.figure: each.verdict for each in compare(a, b)}
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_server_that_answers_nothing_is_worse_however_fast_it_refuses(runs: int) -> None:
+    good = results([10] * runs, requests_per_s=100, ok_share=1)
+    none = results([1] * runs, requests_per_s=0, ok_share=0)
+    assert verdicts(good, none) | {"p99_ms": ""} == {"p99_ms": "", "requests_per_s": "worse", "ok_share": "worse"}
+    assert verdicts(none, good) | {"p99_ms": ""} == {"p99_ms": "", "requests_per_s": "better", "ok_share": "better"}
+    assert verdicts(none, none)["requests_per_s"] == "unsure"
+    (back,) = (each for each in compare(none, good) if each.figure == "ok_share")
+    assert back.ratio is None
+
+
+def test_a_lost_answer_in_a_hundred_is_not_the_same() -> None:
+    a = results([10, 10], ok_share=1)
+    assert verdicts(a, results([10, 10], ok_share=0.99))["ok_share"] == "worse"
+    assert verdicts(a, results([10, 10], ok_share=0.9995))["ok_share"] == "same"
+
+
+def test_invalid_runs_prove_nothing() -> None:
+    a, b = results([10, 10], requests_per_s=9), results([30, 30], requests_per_s=9, valid=False)
+    assert set(verdicts(a, b).values()) == {"unsure"}
+    dead = results([30, 30], requests_per_s=0, valid=False)
+    assert verdicts(a, dead)["requests_per_s"] == "worse"
+
+
+def test_it_is_said_where_the_files_are_not_of_the_same_work() -> None:
+    a = {"workload": "run", "scenario": {"name": "mixed", "requests": [{"count": 20}]}, "bundle": None}
+    b = {"workload": "soak", "scenario": {"name": "mixed", "requests": [{"count": 5}]}, "bundle": {"name": "shop"}}
+    assert list(differences(a, a)) == []
+    assert list(differences(a, b)) == [
+        "workload: A has run, B has soak",
+        'scenario: they differ in requests (A: [{"count": 20}]; B: [{"count": 5}])',
+        'bundle: A has none, B has {"name": "shop"}',
+    ]
+
+
+def test_invalid_runs_and_other_work_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    good, late = results([10, 10.2, 9.8]), results([10, 10.2, 9.8], valid=False)
+    for row in late["results"]:
+        row["problems"] = ["the generator could not keep up"]
+    a.write_text(json.dumps(good))
+    b.write_text(json.dumps({**late, "scenario": {"name": "mixed"}}))
+    assert main(["compare", str(a), str(b)]) == 4
+    printed = capsys.readouterr().out
+    assert f"invalid: {b}: recserve, rate 100, repeat 1: the generator could not keep up" in printed
+    assert "not of the same work: scenario: A has none" in printed
+
+
+@pytest.mark.parametrize("tolerance", ["-0.1", "nan", "inf", "x"])
+def test_a_tolerance_is_a_number_from_0(tolerance: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "a.json", "b.json", f"--tolerance={tolerance}"])
+    assert "expected a number" in capsys.readouterr().err
 
 
 def test_nothing_in_common_is_told() -> None:
