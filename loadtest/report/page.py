@@ -10,6 +10,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from recserve.loadtest.report import charts
 from recserve.loadtest.runs.document import milliseconds, problems_of, runs_grid
+from recserve.loadtest.runs.search import OK_SHARE
 
 TITLES: Final = {
     "run": "Load test at one rate",
@@ -37,6 +38,7 @@ def render_page(content: Mapping[str, Any]) -> str:
         title=TITLES.get(content["workload"], content["workload"]),
         content=content,
         headline=headline(content, focus),
+        failed=lost_share(content, focus) > 0,
         problems=problems_of(content["results"]),
         focus=focus,
         focus_name=_label(focus),
@@ -65,8 +67,25 @@ def focus_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return timed[len(timed) // 2] if timed else rows[0]
 
 
+def lost_share(content: Mapping[str, Any], focus: Mapping[str, Any]) -> float:
+    """Of the requests, without a good answer in the worst run, where those are too many to speak of latencies; else 0.
+
+    A search is meant to have runs past the knee: there it is the run in focus that counts.
+    """
+    rows = [focus] if "budget_ms" in content else content["results"]
+    least = min(float(row["ok_share"]) for row in rows)
+    return 1 - least if least < OK_SHARE else 0.0
+
+
 def headline(content: Mapping[str, Any], focus: Mapping[str, Any]) -> str:
-    """The result in one sentence."""
+    """The result in one sentence, behind one that says what failed: latencies of errors are no result."""
+    lost = lost_share(content, focus)
+    where = "" if lost <= 1 - focus["ok_share"] else " in the worst run"
+    failed = f"Failed: {lost:.2%} of the requests got no good answer{where}. " if lost else ""
+    return failed + _result(content, focus)
+
+
+def _result(content: Mapping[str, Any], focus: Mapping[str, Any]) -> str:
     good = f"{focus['requests_per_s']:,.1f} good answers a second"
     if "rate" not in focus["params"]:
         return f"{good} with {focus['params']['outstanding']} requests under way."

@@ -19,7 +19,7 @@ import grpc
 import pytest
 
 from recserve.loadtest.cli import main
-from recserve.loadtest.report.page import render_page
+from recserve.loadtest.report.page import headline, render_page
 from recserve.loadtest.runs.watch import cpu_seconds
 
 
@@ -116,6 +116,39 @@ def test_a_report_is_drawn_again(config: Path, running: tuple[str, int], tmp_pat
     assert not page.exists()
     assert load("report", out) == 0
     assert page.exists()
+
+
+def test_a_run_without_good_answers_has_no_good_verdict(
+    grpc_server: Callable[..., tuple[int, grpc.Server]], answer_of: Callable[..., bytes], tmp_path: Path
+) -> None:
+    asked = itertools.count()
+
+    def mostly_refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
+        if next(asked) % 4:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        return answer_of(20)
+
+    port, _ = grpc_server(mostly_refuse)
+    out = tmp_path / "run.json"
+    options = ("--rate", 60, "--seconds", 1, "--warmup", 0, "--scenario", "strangers", "--out", out)
+    assert load("run", "--target", f"127.0.0.1:{port}", *options) == 0
+    content = json.loads(out.read_text("utf-8"))
+    verdict = out.with_suffix(".html").read_text("utf-8").partition('<div class="verdict bad">')[2].strip()
+    assert verdict.startswith(f"Failed: {1 - content['results'][0]['ok_share']:.2%} of the requests got no good answer")
+
+
+def test_the_worst_of_repeated_runs_decides_and_a_search_may_pass_the_knee() -> None:
+    def row(ok_share: float, rate: float) -> dict[str, Any]:
+        figures = {"p50_ms": 1.0, "p99_ms": 2.0, "requests_per_s": rate, "ok_share": ok_share}
+        return {"params": {"rate": rate}, **figures}
+
+    good, bad = row(1.0, 10), row(0.9, 20)
+    assert headline({"results": [good]}, good).startswith("At 10 requests a second")
+    runs = headline({"results": [good, bad]}, good)
+    assert runs.startswith("Failed: 10.00% of the requests got no good answer in the worst run. At 10 requests")
+    sweep = {"results": [good, bad], "budget_ms": 50, "knee": 10}
+    assert headline(sweep, good).startswith("The knee is at 10")
+    assert headline({**sweep, "knee": None}, bad).startswith("Failed: 10.00% of the requests got no good answer. At 20")
 
 
 def test_a_page_that_a_later_run_does_not_draw_is_said_to_be_old(
