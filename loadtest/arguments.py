@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 from recserve.loadtest.generator.wire import MAX_TIMEOUT_S
 
@@ -12,6 +13,18 @@ def positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
+LEAST_FACTOR: Final = 1.01
+"""Rates have three digits: by less, one could be equal to the one before."""
+
+
+def rising(text: str) -> float:
+    """A factor from rate to rate."""
+    value = _number(text)
+    if not LEAST_FACTOR <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a factor from {LEAST_FACTOR}, so that rates rise, found {text!r}")
     return value
 
 

@@ -20,9 +20,12 @@ from recserve.loadtest.results import document, table, write
 from recserve.loadtest.retrieval.command import RETRIEVAL
 from recserve.loadtest.runs.command import add_commands
 from recserve.loadtest.runs.ending import INTERRUPTED
+from recserve.loadtest.runs.errors import UsageError
 from recserve.loadtest.versus.command import add_versus
 from recserve.server.bundle.errors import RecserveError
 
+USAGE: Final = 2
+"""Exit status where options do not go together, as argparse's own."""
 KERNEL_SETS: Final = (BASICS, FOREST, RETRIEVAL)
 
 
@@ -35,6 +38,9 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+    except UsageError as error:
+        print(f"recserve-loadtest {options.command}: {error}", file=sys.stderr)
+        return USAGE
     except (RecserveError, OSError, RuntimeError) as error:
         print(f"recserve-loadtest: {error}", file=sys.stderr)
         return 1

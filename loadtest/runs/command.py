@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.arguments import cores, not_negative, pause, positive, whole
+from recserve.loadtest.arguments import cores, not_negative, pause, positive, rising, whole
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.results import write
 from recserve.loadtest.runs.compare import compare, differences, grid, invalid_runs, read_results, shown
 from recserve.loadtest.runs.document import load_document, problems_of, runs_grid
 from recserve.loadtest.runs.ending import Ending
-from recserve.loadtest.runs.errors import TargetError
+from recserve.loadtest.runs.errors import TargetError, UsageError
 from recserve.loadtest.runs.once import Row, Setup, run_once, saturate
 from recserve.loadtest.runs.search import Capacity, knee, rising_rates, sweep
 from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
@@ -64,9 +64,10 @@ def _run(session: Session) -> None:
 
 def _sweep(session: Session) -> None:
     options = session.options
-    rates = options.rates or rising_rates(options.start, options.factor, options.most)
+    # Rising rates stay an iterator: most of them lie past the knee, and are never asked for.
+    rates = sorted(options.rates) if options.rates else rising_rates(options.start, options.factor, options.most)
     session.more["budget_ms"] = options.budget_ms
-    for row in sweep(session.hold, sorted(rates), options.budget_ms, past=options.past):
+    for row in sweep(session.hold, rates, options.budget_ms, past=options.past):
         session.rows.append(row)
         session.more["knee"] = knee(session.rows, options.budget_ms)
 
@@ -97,6 +98,7 @@ def _saturate(session: Session) -> None:
 
 def _load_test(workload: str, work: Work, options: argparse.Namespace) -> int:
     """Do the work on the target; whatever ends it, what was measured is written."""
+    check_options(workload, options)
     scenario = load_scenario(options.scenario)
     sources = _sources(options)
     messages = messages_of(scenario, sources, _pool(options), options.seed)
@@ -112,6 +114,18 @@ def _load_test(workload: str, work: Work, options: argparse.Namespace) -> int:
         _write(workload, session, scenario, sources, ending.problem)
     ending.tell()
     return ending.status
+
+
+def check_options(workload: str, options: argparse.Namespace) -> None:
+    """What can be said of the options before anything is started.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    if workload == "sweep" and not options.rates and options.start > options.most:
+        raise UsageError(
+            f"there is no rate to try: the first, --start {options.start:g}, is above --most {options.most:g}"
+        )
 
 
 def _write(workload: str, session: Session, scenario: Scenario, sources: Sources, problem: str) -> None:
@@ -242,7 +256,7 @@ def add_commands(commands: Any) -> None:
 
     rates = _command(commands, "sweep", _sweep, "latency against offered rate, to the knee and past it", seconds=10.0)
     rates.add_argument("--rates", type=positive, nargs="+", metavar="RATE", help="the rates; left out: rising ones")
-    rates.add_argument("--factor", type=positive, default=1.5, help="from rate to rate (default %(default)s)")
+    rates.add_argument("--factor", type=rising, default=1.5, help="from rate to rate (default %(default)s)")
     rates.add_argument("--past", type=whole, default=2, help="rates past the knee (default %(default)s)")
 
     capacity = _command(commands, "capacity", _capacity, "the highest rate whose p99 holds a budget", seconds=5.0)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from recserve.server.bundle.errors import RecserveError
 
 
+class UsageError(RecserveError):
+    """Options that are well-formed one by one do not go together."""
+
+
 class TargetError(RecserveError):
     """The target cannot be measured: it is not there, not ready, or not what was expected."""
 

@@ -312,6 +312,21 @@ def test_errors_are_told(arguments: tuple[str, ...], message: str, capsys: pytes
     assert message in capsys.readouterr().err
 
 
+def test_a_sweep_without_a_rate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    target = ("--scenario", "strangers", "--target", "127.0.0.1:1")
+    assert load("sweep", *target, "--start", 500, "--most", 100) == 2
+    assert "there is no rate to try: the first, --start 500, is above --most 100" in capsys.readouterr().err
+    assert load("sweep", *target, "--start", 500, "--most", 100, "--rates", 10) == 1
+    assert "nothing can be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factor", ["1", "0.5", "1.001", "-2", "nan", "inf"])
+def test_rates_of_a_sweep_rise(factor: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", f"--factor={factor}"])
+    assert f"expected a factor from 1.01, so that rates rise, found '{factor}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("run",), ("run", "--rate", "0"), ("run", "--rate", "x"), ("soak", "--rate", "1", "--seconds", "-1"),
