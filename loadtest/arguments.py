@@ -28,6 +28,14 @@ def rising(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number above 0 and below 1."""
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and below 1, found {text!r}")
+    return value
+
+
 def not_negative(text: str) -> float:
     """A number from 0."""
     value = _number(text)

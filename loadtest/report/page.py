@@ -9,7 +9,7 @@ from typing import Any, Final
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from recserve.loadtest.report import charts
-from recserve.loadtest.runs.document import milliseconds, problems_of, runs_grid
+from recserve.loadtest.runs.document import at_least, milliseconds, problems_of, runs_grid
 from recserve.loadtest.runs.search import OK_SHARE
 
 TITLES: Final = {
@@ -94,7 +94,8 @@ def _result(content: Mapping[str, Any], focus: Mapping[str, Any]) -> str:
     )
     said += f" and 99% within {milliseconds(focus['p99_ms'])} ms; {focus['ok_share']:.2%} are answered well."
     if capacity := content.get("capacity"):
-        return f"Capacity: {capacity['rate']:g} requests a second within {content['budget_ms']:g} ms (p99). {said}"
+        rate = f"{at_least(capacity)}{capacity['rate']:g} requests a second"
+        return f"Capacity: {rate} within {content['budget_ms']:g} ms (p99). {said}"
     if content.get("knee") is not None:
         return f"The knee is at {content['knee']:g} requests a second. {said}"
     return said

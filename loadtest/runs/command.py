@@ -14,15 +14,15 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.arguments import cores, not_negative, pause, positive, rising, whole
+from recserve.loadtest.arguments import cores, not_negative, pause, positive, rising, share, whole
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.results import write
 from recserve.loadtest.runs.compare import compare, differences, grid, invalid_runs, read_results, shown
-from recserve.loadtest.runs.document import load_document, problems_of, runs_grid
+from recserve.loadtest.runs.document import at_least, load_document, problems_of, runs_grid
 from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError, UsageError
 from recserve.loadtest.runs.once import Row, Setup, run_once, saturate
-from recserve.loadtest.runs.search import Capacity, knee, rising_rates, sweep
+from recserve.loadtest.runs.search import LEAST_RATE, Capacity, knee, rising_rates, sweep
 from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
 from recserve.loadtest.runs.trend import trend
 from recserve.loadtest.workload.requests import POOL, Sources, messages_of, one_of_each
@@ -78,7 +78,11 @@ def _capacity(session: Session) -> None:
     session.more["budget_ms"] = options.budget_ms
     confirm = functools.partial(session.hold, seconds=options.confirm_seconds)
     found.search(session.hold, confirm, options.start, options.most)
-    session.more["capacity"] = {"rate": found.rate, "confirmed": found.confirmed}
+    session.more["capacity"] = {
+        "rate": found.rate,
+        "confirmed": found.confirmed,
+        "at_least": found.at_least,
+    }
 
 
 def _soak(session: Session) -> None:
@@ -126,6 +130,8 @@ def check_options(workload: str, options: argparse.Namespace) -> None:
         raise UsageError(
             f"there is no rate to try: the first, --start {options.start:g}, is above --most {options.most:g}"
         )
+    if workload == "capacity" and options.most < LEAST_RATE:
+        raise UsageError(f"--most {options.most:g}: expected a rate from {LEAST_RATE:g}, no lower one is tried")
 
 
 def _write(workload: str, session: Session, scenario: Scenario, sources: Sources, problem: str) -> None:
@@ -159,7 +165,8 @@ def print_grid(content: Mapping[str, Any]) -> None:
     for name, text in {name: text for row in content["results"] for name, text in row["messages"].items()}.items():
         console.print(f"{name}: {text}", style="dim", markup=False, highlight=False)
     if capacity := content.get("capacity"):
-        print(f"capacity: {capacity['rate']:g} requests/s with a p99 of at most {content['budget_ms']:g} ms, confirmed")
+        rate = f"{at_least(capacity)}{capacity['rate']:g} requests/s"
+        print(f"capacity: {rate} with a p99 of at most {content['budget_ms']:g} ms, confirmed")
     elif "knee" in content:
         found = content["knee"]
         print("knee: below the first rate" if found is None else f"knee: at {found:g} requests/s")
@@ -261,7 +268,7 @@ def add_commands(commands: Any) -> None:
 
     capacity = _command(commands, "capacity", _capacity, "the highest rate whose p99 holds a budget", seconds=5.0)
     capacity.add_argument("--confirm-seconds", type=positive, default=20.0, help="(default %(default)s)")
-    capacity.add_argument("--precision", type=positive, default=0.05, help="of the rate (default %(default)s)")
+    capacity.add_argument("--precision", type=share, default=0.05, help="of the rate (default %(default)s)")
 
     for each in (rates, capacity):
         each.add_argument("--budget-ms", type=positive, default=50.0, help="for the p99 (default %(default)s)")

@@ -127,6 +127,11 @@ def _line(row: Row) -> tuple[str, ...]:
     )
 
 
+def at_least(capacity: Mapping[str, Any]) -> str:
+    """What stands before a capacity where the search ended at the highest rate that it was to try (--most)."""
+    return "at least " if capacity.get("at_least") else ""
+
+
 def milliseconds(value: float | None) -> str:
     """Three digits, a dash for nothing."""
     return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

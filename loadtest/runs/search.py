@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from recserve.loadtest.generator.pacing import ScheduleError
 from recserve.loadtest.runs.errors import ResultError
 from recserve.loadtest.runs.once import Row
 
 OK_SHARE: Final = 0.999
 """Of the requests, answered well, in a run that holds its budget."""
+LEAST_RATE: Final = 1.0
+"""A search for capacity goes no lower: runs of seconds have too few requests then."""
+FEW: Final = 10.0
+"""Requests a second, below which a short run may have none."""
 KNEE_SHARE: Final = 0.95
 """Good answers by offered requests, below which a rate lies past the knee."""
 
@@ -72,6 +77,7 @@ class Capacity:
             what it has.
         rate: the answer; None: not known.
         confirmed: whether a longer run held it.
+        at_least: whether it is the highest rate that was to be tried, so that the target may well hold more.
     """
 
     budget_ms: float
@@ -79,6 +85,7 @@ class Capacity:
     rows: list[Row] = field(default_factory=list)
     rate: float | None = None
     confirmed: bool = False
+    at_least: bool = False
 
     def search(self, hold: Hold, confirm: Hold, start: float, most: float) -> None:
         """Double or halve until the answer is enclosed, bisect, then confirm with longer runs, stepping down.
@@ -100,27 +107,39 @@ class Capacity:
             else:
                 high = middle
         rate = low
-        while rate >= 1:
+        while rate >= LEAST_RATE:
             if self._holds(confirm, rate):
-                self.rate, self.confirmed = rate, True
+                self.rate, self.confirmed, self.at_least = rate, True, rate == most
                 return
             rate = float(f"{rate * (1 - self.precision):.4g}")
-        raise ResultError(f"no rate from 1 request/s on holds a p99 of {self.budget_ms:g} ms")
+        raise ResultError(self._none_from(LEAST_RATE))
+
+    def _none_from(self, rate: float) -> str:
+        unit = "request/s" if rate == 1 else "requests/s"
+        return f"no rate from {rate:g} {unit} on holds a p99 of {self.budget_ms:g} ms"
 
     def _enclose(self, hold: Hold, start: float, most: float) -> tuple[float, float]:
-        """A rate that holds, and one that does not or is `most`; 0 always holds."""
-        rate = min(start, most)
+        """A rate that holds, and one that does not or is `most`."""
+        rate = min(max(start, LEAST_RATE), most)
         if self._holds(hold, rate):
             while rate < most:
                 low, rate = rate, min(2 * rate, most)
                 if not self._holds(hold, rate):
                     return low, rate
             return rate, rate
-        while rate > 1:
-            high, rate = rate, rate / 2
-            if self._holds(hold, rate):
+        while rate > LEAST_RATE:
+            high, rate = rate, max(rate / 2, LEAST_RATE)
+            if self._holds_below(high, hold, rate):
                 return rate, high
-        return 0.0, rate
+        raise ResultError(self._none_from(rate))
+
+    def _holds_below(self, failed: float, hold: Hold, rate: float) -> bool:
+        """As _holds, below a rate that failed: who cannot be told of this one is told of that one."""
+        try:
+            return self._holds(hold, rate)
+        except (ResultError, ScheduleError) as error:
+            more = "; of so few requests longer runs can tell (--seconds)" if rate < FEW else ""
+            raise ResultError(f"{self._none_from(failed)}, and below it cannot be told: {error}{more}") from error
 
     def _holds(self, hold: Hold, rate: float) -> bool:
         """What fails while the generator was late is tried once more: the lateness may have been the reason."""

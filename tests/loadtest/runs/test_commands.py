@@ -19,7 +19,7 @@ import grpc
 import pytest
 
 from recserve.loadtest.cli import main
-from recserve.loadtest.report.page import headline, render_page
+from recserve.loadtest.report.page import focus_of, headline, render_page
 from recserve.loadtest.runs.watch import cpu_seconds
 
 
@@ -103,8 +103,10 @@ def test_sweep_and_saturate(content_of: Callable[..., dict[str, Any]], tmp_path:
 @pytest.mark.slow
 def test_capacity_and_soak(content_of: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     search = ("--budget-ms", 3000, "--start", 20, "--most", 40, "--confirm-seconds", 0.7)
-    assert content_of("capacity", *search)["capacity"] == {"rate": 40, "confirmed": True}
-    assert "capacity: 40 requests/s" in capsys.readouterr().out
+    found = content_of("capacity", *search)
+    assert found["capacity"] == {"rate": 40, "confirmed": True, "at_least": True}
+    assert headline(found, focus_of(found)).startswith("Capacity: at least 40 requests a second within 3000 ms")
+    assert "capacity: at least 40 requests/s" in capsys.readouterr().out
     assert "memory: too few readings" in content_of("soak", "--rate", 20)["trend"]["words"][0]
 
 
@@ -310,6 +312,37 @@ def _first_child(pid: int) -> str:
 def test_errors_are_told(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_budget_that_no_rate_holds_is_told(
+    grpc_server: Callable[..., tuple[int, grpc.Server]],
+    answer_of: Callable[..., bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def slowly(_: bytes, __: grpc.ServicerContext) -> bytes:
+        time.sleep(0.3)  # so long that lateness on a busy machine is little beside it
+        return answer_of(20)
+
+    address = f"127.0.0.1:{grpc_server(slowly)[0]}"
+    target = ("--target", address, "--scenario", "strangers", "--no-report", "--out", tmp_path / "capacity.json")
+    options = ("--budget-ms", 0.01, "--start", 12, "--seconds", 0.7, "--warmup", 0)
+    assert load("capacity", *target, *options) == 1
+    said = capsys.readouterr().err
+    assert "on holds a p99 of 0.01 ms" in said
+    assert "no rate from" in said
+
+
+@pytest.mark.parametrize("precision", ["0", "1", "2", "nan", "-0.1"])
+def test_a_precision_is_a_share(precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["capacity", f"--precision={precision}"])
+    assert f"expected a share above 0 and below 1, found '{precision}'" in capsys.readouterr().err
+
+
+def test_a_capacity_below_every_rate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("capacity", "--most", 0.5) == 2
+    assert "--most 0.5: expected a rate from 1" in capsys.readouterr().err
 
 
 def test_a_sweep_without_a_rate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from recserve.loadtest.generator.pacing import ScheduleError
 from recserve.loadtest.runs.errors import ResultError
 from recserve.loadtest.runs.search import Capacity, holds_budget, knee, past_knee, rising_rates, sweep
 from recserve.loadtest.runs.trend import trend
@@ -44,6 +45,7 @@ def test_capacity_is_found_from_wherever_the_search_starts(capacity: float, star
     assert found.confirmed
     assert found.rate is not None
     assert 0.94 * exact <= found.rate <= exact
+    assert not found.at_least
     assert len(found.rows) < 30
     assert found.rows[-1]["holds"]
 
@@ -53,6 +55,7 @@ def test_no_rate_above_the_most_is_tried() -> None:
     hold = target(1e9)
     found.search(hold, hold, 50, 300)
     assert found.rate == 300
+    assert found.at_least
     assert max(row["params"]["rate"] for row in found.rows) == 300
 
 
@@ -63,9 +66,37 @@ def test_a_rate_that_longer_runs_do_not_hold_is_lowered() -> None:
     assert 0.9 * 0.8 * 900 <= found.rate <= 0.8 * 900
 
 
+def test_the_highest_rate_that_only_short_runs_hold_is_no_least() -> None:
+    found = Capacity(BUDGET)
+    found.search(target(1000), target(900), 50, 780)
+    assert found.rate is not None
+    assert found.rate < 780
+    assert not found.at_least
+
+
 def test_a_target_that_holds_nothing_is_told() -> None:
     with pytest.raises(ResultError, match="no rate from 1 request/s on holds a p99 of 50 ms"):
         Capacity(BUDGET).search(target(0.5), target(0.5), 50, 1000)
+
+
+def test_no_rate_below_one_a_second_is_tried() -> None:
+    found = Capacity(BUDGET)
+    with pytest.raises(ResultError, match="no rate from 1 request/s on"):
+        found.search(target(0.5), target(0.5), 50, 1000)
+    assert [row["params"]["rate"] for row in found.rows] == [50, 25, 12.5, 6.25, 3.125, 1.5625, 1]
+
+
+def test_who_cannot_be_told_of_so_few_requests_is_told_of_more() -> None:
+    failing = target(0.5)
+
+    def hold(rate: float, repeat: int) -> dict[str, Any]:
+        if rate < 10:
+            raise ScheduleError("no request would leave")
+        return failing(rate, repeat)
+
+    expected = r"no rate from 12.5 requests/s on .* below it cannot be told: no request would leave; .* \(--seconds\)"
+    with pytest.raises(ResultError, match=expected):
+        Capacity(BUDGET).search(hold, hold, 50, 1000)
 
 
 def test_a_late_generator_decides_nothing() -> None:
