@@ -16,7 +16,7 @@ from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.kernels import BASICS
 from recserve.loadtest.reference.command import add_workload
-from recserve.loadtest.results import document, table, write
+from recserve.loadtest.results import check_writable, document, table, write
 from recserve.loadtest.retrieval.command import RETRIEVAL
 from recserve.loadtest.runs.command import add_commands
 from recserve.loadtest.runs.ending import INTERRUPTED
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _kernels(kernel_set: KernelSet, options: argparse.Namespace) -> int:
+    check_writable(options.out)
     measurements = list(kernel_set.measure(options))
     content = document(kernel_set.workload, measurements)
     if kernel_set.grids:

@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from rich.table import Table
 
+from recserve.loadtest.runs.errors import ResultError
 from recserve.server.pipeline.host import this_host
 
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
+PICTURES: Final = (".html", ".svg", ".png")
+"""Ends of names of what is drawn beside a result file, which would overwrite it."""
 PACKAGES = (
     "recserve",
     "numpy",
@@ -97,6 +100,35 @@ def document_of_rows(workload: str, rows: Sequence[Mapping[str, Any]]) -> dict[s
         "versions": versions(),
         "results": list(rows),
     }
+
+
+def check_writable(path: Path, *beside: Path) -> None:
+    """What takes minutes to measure must not be lost in the end: whether it can be written is asked before.
+
+    Args:
+        path: of the result file.
+        beside: what else will be written, such as its page.
+
+    Raises:
+        ResultError: one cannot be written, or the result file has a name that a picture of it would take.
+    """
+    if path.suffix in PICTURES:
+        raise ResultError(f"--out {path}: results are JSON, and {path.suffix} is their picture's: name it *.json")
+    for each in (path, *beside):
+        try:
+            _probe(each)
+        except OSError as error:
+            raise ResultError(f"--out: {each} cannot be written: {error.strerror}; give another path") from error
+
+
+def _probe(path: Path) -> None:
+    """Open it to write, which leaves what is there as it is and nothing where nothing was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("ab"):
+        pass
+    if is_new:
+        path.unlink()
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from recserve.loadtest.arguments import cores, not_negative, pause, positive, rising, share, whole
 from recserve.loadtest.grids import terminal_table
-from recserve.loadtest.results import write
+from recserve.loadtest.results import check_writable, write
 from recserve.loadtest.runs.compare import compare, differences, grid, invalid_runs, read_results, shown
 from recserve.loadtest.runs.document import at_least, load_document, problems_of, runs_grid
 from recserve.loadtest.runs.ending import Ending
@@ -103,6 +103,7 @@ def _saturate(session: Session) -> None:
 def _load_test(workload: str, work: Work, options: argparse.Namespace) -> int:
     """Do the work on the target; whatever ends it, what was measured is written."""
     check_options(workload, options)
+    check_writable(options.out, *([options.out.with_suffix(".html")] if options.report else ()))
     scenario = load_scenario(options.scenario)
     sources = _sources(options)
     messages = messages_of(scenario, sources, _pool(options), options.seed)

@@ -18,7 +18,7 @@ from recserve.loadtest.arguments import pause, positive, whole
 from recserve.loadtest.generator.wire import MAX_TIMEOUT_S
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.reference.command import NAMES
-from recserve.loadtest.results import document_of_rows, write
+from recserve.loadtest.results import check_writable, document_of_rows, write
 from recserve.loadtest.runs.document import bundle_summary
 from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError
@@ -67,6 +67,7 @@ def add_versus(commands: Any) -> None:
 
 def _versus(options: argparse.Namespace) -> int:
     """Compare; whatever ends it, the rounds that are complete are written."""
+    check_writable(options.out)
     cores, load = _cores(options), os.getloadavg()[0]
     _check_installed()
     from recserve.loadtest.versus.measure import Measured, measure  # noqa: PLC0415  it needs what exports need

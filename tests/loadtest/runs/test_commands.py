@@ -298,6 +298,46 @@ def _first_child(pid: int) -> str:
 
 
 @pytest.mark.parametrize(
+    "command", [("run", "--rate", "1"), ("kernels", "basics"), ("kernels", "forest"), ("versus",)], ids=" ".join
+)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("q.html", "results are JSON, and .html is their picture's"),
+        ("file/q.json", "q.json cannot be written: "),
+        ("folder", "folder cannot be written: Is a directory"),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_told_before_the_run(
+    command: tuple[str, ...], name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    assert load(*command, "--out", tmp_path / name) == 1
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.html").mkdir()
+    out = tmp_path / "run.json"
+    assert load("run", "--rate", 1, "--out", out) == 1
+    assert "run.html cannot be written: Is a directory" in capsys.readouterr().err
+    assert load("run", "--rate", 1, "--out", out, "--no-report") == 1
+    assert "the users come from a snapshot" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_what_is_there_is_kept_until_there_is_something_new(tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    out.write_text("of yesterday")
+    assert load("run", "--rate", 1, "--out", out) == 1
+    assert out.read_text() == "of yesterday"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("run", "--rate", "1"), "the users come from a snapshot"),
