@@ -15,6 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from recserve.loadtest.arguments import cores, not_negative, pause, positive, rising, share, whole
+from recserve.loadtest.generator.pacing import arrivals
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.results import check_writable, write
 from recserve.loadtest.runs.compare import compare, differences, grid, invalid_runs, read_results, shown
@@ -25,12 +26,14 @@ from recserve.loadtest.runs.once import Row, Setup, run_once, saturate
 from recserve.loadtest.runs.search import LEAST_RATE, Capacity, knee, rising_rates, sweep
 from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
 from recserve.loadtest.runs.trend import trend
+from recserve.loadtest.workload.recording import load_recording
 from recserve.loadtest.workload.requests import POOL, Sources, messages_of, one_of_each
 from recserve.loadtest.workload.scenario import DEFAULT, Scenario, load_scenario, shipped_scenarios
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.config import load_settings
 
+RATE: Final = "requests a second; only for a replay it may be left out, which then goes as recorded"
 WORSE: Final = 3
 """Exit status of `compare` where B is worse than A."""
 UNTRUSTED: Final = 4
@@ -50,7 +53,8 @@ class Session:
     def hold(self, rate: float, repeat: int = 1, *, seconds: float | None = None) -> Row:
         """One run, of the time that the options say where none is given."""
         seconds = self.options.seconds if seconds is None else seconds
-        shown = f"{rate:g} requests/s for {self.setup.warmup_s + seconds:g} s"
+        pace = f"{rate:g} requests/s" if rate else "as recorded,"
+        shown = f"{pace} for {self.setup.warmup_s + seconds:g} s"
         return run_once(self.setup, rate, seconds, repeat=repeat, tell=lambda text: self.tell(f"{shown}: {text}"))
 
 
@@ -59,7 +63,7 @@ Work = Callable[[Session], None]
 
 def _run(session: Session) -> None:
     for repeat in range(1, session.options.repeat + 1):
-        session.rows.append(session.hold(session.options.rate, repeat))
+        session.rows.append(session.hold(session.options.rate or 0.0, repeat))
 
 
 def _sweep(session: Session) -> None:
@@ -86,7 +90,7 @@ def _capacity(session: Session) -> None:
 
 
 def _soak(session: Session) -> None:
-    row = session.hold(session.options.rate)
+    row = session.hold(session.options.rate or 0.0)
     session.rows.append(row)
     session.more["trend"] = trend(row)
 
@@ -105,6 +109,7 @@ def _load_test(workload: str, work: Work, options: argparse.Namespace) -> int:
     check_options(workload, options)
     check_writable(options.out, *([options.out.with_suffix(".html")] if options.report else ()))
     scenario = load_scenario(options.scenario)
+    check_schedule(scenario, options)
     sources = _sources(options)
     messages = messages_of(scenario, sources, _pool(options), options.seed)
     console = Console(stderr=True)
@@ -133,6 +138,25 @@ def check_options(workload: str, options: argparse.Namespace) -> None:
         )
     if workload == "capacity" and options.most < LEAST_RATE:
         raise UsageError(f"--most {options.most:g}: expected a rate from {LEAST_RATE:g}, no lower one is tried")
+
+
+def check_schedule(scenario: Scenario, options: argparse.Namespace) -> None:
+    """That requests can leave as the scenario and the options say, as far as rates are known before the first run.
+
+    Raises:
+        ScheduleError: they cannot; where a recording is to blame, the message names its file.
+        UsageError: there is no rate.
+    """
+    pattern, times = scenario.arrivals.pattern, scenario.arrivals.times
+    recorded = load_recording(times) if times is not None else ()
+    if not hasattr(options, "rate"):
+        return
+    if options.rate is None and pattern != "replay":
+        raise UsageError(
+            f"--rate is missing: the arrivals of scenario {options.scenario} are {pattern}, and only a replay has a "
+            "rate of its own"
+        )
+    arrivals(pattern, options.rate or 0.0, options.warmup + options.seconds, recorded=recorded)
 
 
 def _write(workload: str, session: Session, scenario: Scenario, sources: Sources, problem: str) -> None:
@@ -259,7 +283,7 @@ def _draw(options: argparse.Namespace) -> int:
 def add_commands(commands: Any) -> None:
     """Add the commands to the parser of `recserve-loadtest`."""
     run = _command(commands, "run", _run, "hold one rate", seconds=30.0)
-    run.add_argument("--rate", type=positive, required=True, help="requests a second")
+    run.add_argument("--rate", type=positive, help=RATE)
     run.add_argument("--repeat", type=whole, default=1, help="runs, for `compare` (default %(default)s)")
 
     rates = _command(commands, "sweep", _sweep, "latency against offered rate, to the knee and past it", seconds=10.0)
@@ -277,7 +301,7 @@ def add_commands(commands: Any) -> None:
         each.add_argument("--most", type=positive, default=20_000.0, help="no rate above it (default %(default)s)")
 
     soak = _command(commands, "soak", _soak, "hold one rate for long: memory and p99 over time", seconds=300.0)
-    soak.add_argument("--rate", type=positive, required=True, help="requests a second")
+    soak.add_argument("--rate", type=positive, help=RATE)
 
     full = _command(commands, "saturate", _saturate, "keep requests under way: good answers a second", seconds=10.0)
     full.add_argument("--outstanding", type=whole, default=8, help="requests under way (default %(default)s)")

@@ -9,11 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from recserve.loadtest.generator.pacing import MAX_REQUESTS, arrivals, read_recording
+from recserve.loadtest.generator.pacing import MAX_REQUESTS, arrivals
 from recserve.loadtest.generator.process import Generators, Load
 from recserve.loadtest.runs.figures import Happened, figures
 from recserve.loadtest.runs.target import Target
 from recserve.loadtest.runs.watch import Usage, Watch
+from recserve.loadtest.workload.recording import load_recording
 from recserve.loadtest.workload.requests import Message, serialise, serialise_json
 from recserve.loadtest.workload.scenario import Scenario
 
@@ -73,7 +74,7 @@ def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell
 
     Args:
         setup: what is measured, and how.
-        rate: requests a second; 0: as recorded ("replay").
+        rate: requests a second; 0: as recorded ("replay"), and the row has the mean.
         seconds: that count, behind the warm-up.
         repeat: number of the repetition, from 1.
         tell: told how it goes.
@@ -82,8 +83,9 @@ def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell
         RunCutShort: by Ctrl-C, or because the target went away.
     """
     pattern, times = setup.scenario.arrivals.pattern, setup.scenario.arrivals.times
-    recorded = read_recording(times) if times is not None else ()
+    recorded = load_recording(times) if times is not None else ()
     due = arrivals(pattern, rate, setup.warmup_s + seconds, seed=setup.seed + repeat - 1, recorded=recorded)
+    rate = rate or _mean_rate(due, setup.warmup_s + seconds)
     every = max(1, len(due) // SAMPLES)
     load = _load(setup, len(due), times_every=every)
     params = {"arrivals": pattern, "rate": rate, "seconds": seconds, "repeat": repeat}
@@ -110,6 +112,12 @@ def saturate(setup: Setup, outstanding: int, seconds: float, *, tell: Progress =
     # Latencies of a closed loop are the generator's own waiting; so are those of every part of it.
     hidden = ("p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "curve", "histogram", "timeline", "lateness")
     return {name: None if name in hidden[:5] else value for name, value in row.items() if name not in hidden[5:]}
+
+
+def _mean_rate(due: np.ndarray, seconds: float) -> float:
+    """Of a replay as recorded: gaps by the time that they take together, as it is stretched to a rate."""
+    took = float(due[-1]) / 1e9
+    return float(f"{(len(due) - 1) / took if took else len(due) / seconds:.4g}")
 
 
 def _load(setup: Setup, count: int, *, times_every: int, outstanding: int = 0, seconds: float = 0.0) -> Load:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from recserve.loadtest.generator.pacing import Pattern
@@ -54,6 +54,12 @@ class Arrivals(_Section):
         if value is not None and info.data.get("pattern") != "replay":
             raise ValueError('is for pattern = "replay" only')
         return value
+
+    @model_validator(mode="after")
+    def _replays_something(self) -> Arrivals:
+        if self.pattern == "replay" and self.times is None:
+            raise ValueError('pattern = "replay" needs times = "FILE": seconds at which requests came in, one a line')
+        return self
 
 
 class Filters(_Section):

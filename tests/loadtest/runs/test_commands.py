@@ -380,6 +380,72 @@ def test_a_precision_is_a_share(precision: str, capsys: pytest.CaptureFixture[st
     assert f"expected a share above 0 and below 1, found '{precision}'" in capsys.readouterr().err
 
 
+@pytest.fixture(name="replay")
+def fixture_replay(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a recording and the scenario that replays it; gives the scenario."""
+
+    def written(times: str) -> Path:
+        (tmp_path / "monday.txt").write_text(times, "utf-8")
+        path = tmp_path / "replay.toml"
+        path.write_text(
+            '[users]\nunknown_share = 1\n[arrivals]\npattern = "replay"\ntimes = "monday.txt"\n[[requests]]\n', "utf-8"
+        )
+        return path
+
+    return written
+
+
+def test_a_recording_is_replayed_as_recorded(
+    replay: Callable[[str], Path],
+    grpc_server: Callable[..., tuple[int, grpc.Server]],
+    answer_of: Callable[..., bytes],
+    tmp_path: Path,
+) -> None:
+    at: list[float] = []
+
+    def recommend(_: bytes, __: grpc.ServicerContext) -> bytes:
+        at.append(time.monotonic())
+        return answer_of(20)
+
+    target = ("--target", f"127.0.0.1:{grpc_server(recommend)[0]}", "--scenario", replay("100\n100.1\n101.2\n101.25\n"))
+    out = tmp_path / "run.json"
+    assert load("run", *target, "--seconds", 5, "--warmup", 0, "--out", out) == 0
+    assert [late - early for early, late in itertools.pairwise(at[1:])] == pytest.approx([0.1, 1.1, 0.05], abs=0.09)
+    (row,) = json.loads(out.read_text("utf-8"))["results"]
+    assert row["params"]["rate"] == 2.4
+    assert "At 2.4 requests a second" in out.with_suffix(".html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ("", "monday.txt: has no times; expected seconds at which requests came in, one a line"),
+        ("# of Monday\n0\nnan\n", "monday.txt: time no. 2 is nan; expected seconds"),
+        ("0\n1\ninf\n", "monday.txt: time no. 3 is inf; expected seconds"),
+        ("0\n2\n1.5\n", "monday.txt: time no. 3, 1.5 s, is before no. 2, 2 s; expected them ascending"),
+        ("0\nsoon\n", "monday.txt:2: expected seconds, found 'soon'"),
+    ],
+)
+@pytest.mark.parametrize("command", [("run",), ("soak", "--rate", 5), ("sweep",)], ids=str)
+def test_a_recording_that_cannot_be_replayed_is_told_before_a_server_starts(
+    replay: Callable[[str], Path],
+    command: tuple[object, ...],
+    times: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server = tmp_path / "absent.toml"  # that it cannot be read would be told instead
+    assert load(*command, "--scenario", replay(times), "--config", server, "--out", tmp_path / "run.json") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_who_knows_no_rate_is_asked_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("run", "--scenario", "strangers") == 2
+    expected = "--rate is missing: the arrivals of scenario strangers are poisson, and only a replay has a rate"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_capacity_below_every_rate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert load("capacity", "--most", 0.5) == 2
     assert "--most 0.5: expected a rate from 1" in capsys.readouterr().err
@@ -402,7 +468,7 @@ def test_rates_of_a_sweep_rise(factor: str, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("run",), ("run", "--rate", "0"), ("run", "--rate", "x"), ("soak", "--rate", "1", "--seconds", "-1"),
+    [("run", "--rate", "0"), ("run", "--rate", "x"), ("soak", "--rate", "1", "--seconds", "-1"),
      ("saturate", "--outstanding", "0"), ("run", "--rate", "1", "--server-cores", "a"),
      ("run", "--rate", "1", "--warmup", "nan")],
 )  # fmt: skip

@@ -43,6 +43,7 @@ def test_the_shipped_scenarios_can_be_read() -> None:
         ("[[requests]]\ndeadline_ms = 1e9", ["requests.0.deadline_ms"]),
         ("[[requests]]\n[users]\nzipf = nan", ["users.zipf"]),
         ('[[requests]]\n[arrivals]\ntimes = "x"', ['arrivals.times: is for pattern = "replay" only']),
+        ('[[requests]]\n[arrivals]\npattern = "replay"', ['arrivals: pattern = "replay" needs times = "FILE"']),
         ("[[requests]]\ncount = 0\nshare = -1", ["2 errors", "requests.0.count", "requests.0.share"]),
     ],
 )
