@@ -66,6 +66,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """A whole number from 0, such as a seed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, found {text!r}")
+    return int(text)
+
+
 def cores(text: str) -> tuple[int, ...]:
     """Numbers with commas between them."""
     parts = text.split(",")

@@ -19,7 +19,6 @@ from recserve.loadtest.reference.command import add_workload
 from recserve.loadtest.results import check_writable, document, table, write
 from recserve.loadtest.retrieval.command import RETRIEVAL
 from recserve.loadtest.runs.command import add_commands
-from recserve.loadtest.runs.ending import INTERRUPTED
 from recserve.loadtest.runs.errors import UsageError
 from recserve.loadtest.versus.command import add_versus
 from recserve.server.bundle.errors import RecserveError
@@ -44,9 +43,6 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     except (RecserveError, OSError, RuntimeError) as error:
         print(f"recserve-loadtest: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("recserve-loadtest: interrupted, nothing was measured", file=sys.stderr)
-        return INTERRUPTED
     return status
 
 

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from recserve.kernels import ids, rerank, vectors
+from recserve.loadtest.arguments import whole
 from recserve.loadtest.clusters import DIM, clustered_vectors
 from recserve.loadtest.crosses import measure_features
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.masks import measure_filters
 from recserve.loadtest.results import Measurement, time_call
+
+CANDIDATES: Final = 500
 
 
 def measure_kernels(items: int, runs: int, seed: int = 1) -> Iterator[Measurement]:
@@ -36,16 +39,16 @@ def measure_kernels(items: int, runs: int, seed: int = 1) -> Iterator[Measuremen
 
 
 def _search(table: NDArray[np.float32], queries: NDArray[np.float32], runs: int) -> Iterator[Measurement]:
-    params = {"items": len(table), "dim": DIM, "k": 500}
-    one = time_call(lambda: vectors.search(table, queries[:1], 500), runs=runs)
+    params = {"items": len(table), "dim": DIM, "k": CANDIDATES}
+    one = time_call(lambda: vectors.search(table, queries[:1], CANDIDATES), runs=runs)
     with threadpool_limits(1):  # the kernel has one thread, too
-        plain = time_call(lambda: _numpy_search(table, queries[0], 500), runs=runs)
+        plain = time_call(lambda: _numpy_search(table, queries[0], CANDIDATES), runs=runs)
     ratio = round(float(np.median(plain) / np.median(one)), 2)
     yield Measurement(
         name="recserve exact search", params={**params, "batch": 1}, milliseconds=one, extra={"times_numpy": ratio}
     )
     yield Measurement(name="NumPy matmul and argpartition", params={**params, "batch": 1}, milliseconds=plain)
-    eight = time_call(lambda: vectors.search(table, queries, 500), runs=runs)
+    eight = time_call(lambda: vectors.search(table, queries, CANDIDATES), runs=runs)
     yield Measurement(name="recserve exact search", params={**params, "batch": len(queries)}, milliseconds=eight)
     rows = np.random.default_rng(2).integers(0, len(table), 1500)
     some = time_call(lambda: vectors.dot_rows(table, queries[0], rows), runs=10 * runs)
@@ -68,22 +71,29 @@ def _ids(items: int, runs: int, random: np.random.Generator) -> Iterator[Measure
 
 
 def _rerank(table: NDArray[np.float32], runs: int, random: np.random.Generator) -> Iterator[Measurement]:
-    rows = random.choice(len(table), 500, replace=False).astype(np.int64)
+    rows = random.choice(len(table), CANDIDATES, replace=False).astype(np.int64)
     caps = (
-        random.integers(0, 40, (500, 1)).astype(np.int32),
+        random.integers(0, 40, (CANDIDATES, 1)).astype(np.int32),
         np.array([4], np.int32),
         np.array([0], np.int32),
         np.array([0], np.uint8),
     )
-    scores = random.random(500)
+    scores = random.random(CANDIDATES)
     times = time_call(lambda: rerank.select(scores, rows, 20, *caps, table, 0.7), runs=10 * runs)
-    params = {"candidates": 500, "k": 20, "dim": DIM}
+    params = {"candidates": CANDIDATES, "k": 20, "dim": DIM}
     yield Measurement(name="recserve caps and MMR", params=params, milliseconds=times)
 
 
+def _items(text: str) -> int:
+    if not text.isdecimal() or int(text) < CANDIDATES:
+        expected = f"a whole number from {CANDIDATES}, as so many are searched for and re-ranked"
+        raise argparse.ArgumentTypeError(f"expected {expected}; found {text!r}")
+    return int(text)
+
+
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--items", type=int, default=100_000, help="rows of the item table (default %(default)s)")
-    parser.add_argument("--runs", type=int, default=50, help="timed calls of each kernel (default %(default)s)")
+    parser.add_argument("--items", type=_items, default=100_000, help="rows of the item table (default %(default)s)")
+    parser.add_argument("--runs", type=whole, default=50, help="timed calls of each kernel (default %(default)s)")
 
 
 BASICS: Final = KernelSet(

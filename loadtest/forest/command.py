@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from recserve.loadtest.arguments import natural, whole
 from recserve.loadtest.forest.tables import all_grids
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.results import Measurement
@@ -58,7 +59,7 @@ QUICK: Final = Preset(
 def _add_options(parser: argparse.ArgumentParser) -> None:
     def several(option: str, default: Sequence[int], meaning: str) -> None:
         text = f"{meaning} (default {' '.join(map(str, default))})"
-        parser.add_argument(option, type=_positive, nargs="+", metavar="N", help=text)
+        parser.add_argument(option, type=whole, nargs="+", metavar="N", help=text)
 
     several("--trees", FULL.trees, "trees of the forests")
     several("--leaves", FULL.leaves, "the most leaves of a tree")
@@ -72,7 +73,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--slow-engines",
-        type=_positive,
+        type=whole,
         nargs="*",
         metavar="LEAVES",
         help=f"measure {SLOW}, too, which compiles for minutes: on all forests, or on those of so many leaves",
@@ -80,17 +81,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="one forest, and none of the engines that need a compiler")
     parser.add_argument("--seconds", type=float, help=f"for each forest and number of rows (default {FULL.seconds})")
     parser.add_argument(
-        "--groups", type=_positive, default=600, help="groups of 100 rows to train on (default %(default)s)"
+        "--groups", type=whole, default=600, help="groups of 100 rows to train on (default %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of data, training and requests (default %(default)s)")
+    parser.add_argument("--seed", type=natural, default=1, help="of data, training and requests (default %(default)s)")
     parser.add_argument("--models", type=Path, default=Path("build/bench/models"), help="folder that keeps the models")
     parser.add_argument("--plot", type=Path, help="picture to draw, .svg or .png (default beside the result file)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
-    return int(text)
 
 
 def _measure(options: argparse.Namespace) -> Iterable[Measurement]:

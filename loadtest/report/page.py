@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from recserve.loadtest.report import charts
 from recserve.loadtest.runs.document import at_least, milliseconds, problems_of, runs_grid
+from recserve.loadtest.runs.errors import ResultError
 from recserve.loadtest.runs.search import OK_SHARE
 
 TITLES: Final = {
@@ -19,8 +21,34 @@ TITLES: Final = {
     "soak": "Soak test",
     "saturate": "Saturation",
 }
+_OF_A_FILE: Final = ("time", "target", "scenario", "bundle", "config", "command", "host", "versions", "commit")
+_OF_A_RUN: Final = (
+    *("name", "params", "valid", "problems", "requests_per_s", "ok_share", "outcomes", "messages", "degraded"),
+    *("blocked", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "cpu_ms_per_request", "server", "stages"),
+)
 _CURVES: Final = 6
 """Distributions in one chart, at most: more cannot be told apart."""
+
+
+def check_drawable(content: Mapping[str, Any], origin: Path) -> None:
+    """That a result file has what its page shows.
+
+    Raises:
+        ResultError: it is of another command, has no runs, or lacks parts.
+    """
+    workload = content.get("workload")
+    if workload not in TITLES:
+        known = ", ".join(TITLES)
+        raise ResultError(f"{origin}: there is no page for results of {workload!r}, only for those of {known}")
+    if not content["results"]:
+        raise ResultError(f"{origin}: has no runs, so that there is nothing to draw")
+    lacking = [name for name in _OF_A_FILE if name not in content]
+    lacking += [name for name in _OF_A_RUN if any(name not in row for row in content["results"])]
+    if lacking:
+        raise ResultError(
+            f"{origin}: lacks {', '.join(lacking)}: it is damaged or of another version; measure again, or draw it "
+            "with the version that made it"
+        )
 
 
 def render_page(content: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from recserve.loadtest.arguments import natural, whole
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.results import Measurement
 from recserve.loadtest.retrieval.tables import all_grids
@@ -19,11 +20,13 @@ FULL_ITEMS, QUICK_ITEMS = 1_000_000, 100_000
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--items", type=int, help=f"of the catalogue (default {FULL_ITEMS:,})")
+    parser.add_argument("--items", type=whole, help=f"of the catalogue (default {FULL_ITEMS:,})")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ITEMS:,} items")
-    parser.add_argument("--k", type=int, default=500, help="answers a query (default %(default)s)")
+    parser.add_argument("--k", type=whole, default=500, help="answers a query (default %(default)s)")
     parser.add_argument("--recall", type=float, default=0.95, help="that all are tuned to (default %(default)s)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="queries of a call (default 1 8 32)")
+    parser.add_argument(
+        "--batches", type=whole, nargs="+", default=[1, 8, 32], help="queries of a call (default 1 8 32)"
+    )
     parser.add_argument("--filters", type=float, nargs="+", default=[1.0, 0.1], help="shares that pass (default 1 0.1)")
     parser.add_argument(
         "--engines",
@@ -33,8 +36,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ENGINE",
         help=f"to measure beside ours: {', '.join(ENGINES)} (default all)",
     )
-    parser.add_argument("--runs", type=int, default=200, help="timed calls of each size (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of vectors and filters (default %(default)s)")
+    parser.add_argument("--runs", type=whole, default=200, help="timed calls of each size (default %(default)s)")
+    parser.add_argument("--seed", type=natural, default=1, help="of vectors and filters (default %(default)s)")
     parser.add_argument("--plot", type=Path, help="picture to draw, .svg or .png (default beside the result file)")
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.arguments import cores, not_negative, pause, positive, rising, share, whole
+from recserve.loadtest.arguments import cores, natural, not_negative, pause, positive, rising, share, whole
 from recserve.loadtest.generator.pacing import arrivals
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.results import check_writable, write
@@ -132,6 +133,10 @@ def check_options(workload: str, options: argparse.Namespace) -> None:
     Raises:
         UsageError: they do not go together.
     """
+    allowed = os.sched_getaffinity(0)
+    if not set(options.generator_cores) <= allowed:
+        asked = ",".join(map(str, options.generator_cores))
+        raise UsageError(f"--generator-cores {asked}: this process may use {sorted(allowed)}")
     if workload == "sweep" and not options.rates and options.start > options.most:
         raise UsageError(
             f"there is no rate to try: the first, --start {options.start:g}, is above --most {options.most:g}"
@@ -200,9 +205,11 @@ def print_grid(content: Mapping[str, Any]) -> None:
 
 
 def _report(results: Path, page: Path) -> None:
-    from recserve.loadtest.report.page import render_page  # noqa: PLC0415  it draws, which takes long to import
+    from recserve.loadtest.report.page import check_drawable, render_page  # noqa: PLC0415  slow to import: it draws
 
-    page.write_text(render_page(read_results(results)), "utf-8")
+    content = read_results(results)
+    check_drawable(content, results)
+    page.write_text(render_page(content), "utf-8")
     print(f"written to {page}")
 
 
@@ -359,4 +366,4 @@ def _add_load(group: Any) -> None:
     group.add_argument(
         "--realtime", action="store_true", help="generators go before all else on their cores; privileged"
     )
-    group.add_argument("--seed", type=int, default=1, help="of users, items and schedules (default %(default)s)")
+    group.add_argument("--seed", type=natural, default=1, help="of users, items and schedules (default %(default)s)")

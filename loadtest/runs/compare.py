@@ -68,6 +68,9 @@ def read_results(path: Path) -> dict[str, Any]:
         raise ResultError(f"{path}: cannot be read as a result file: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), list):
         raise ResultError(f'{path}: is no result file: it has no list of "results"')
+    for number, row in enumerate(content["results"], 1):
+        if not isinstance(row, dict) or not isinstance(row.get("params"), dict) or "name" not in row:
+            raise ResultError(f'{path}: is no result file: no. {number} of its "results" has no "name" and "params"')
     return content
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from recserve.loadtest.cli import main
 from recserve.loadtest.clusters import clustered_vectors
@@ -67,6 +68,44 @@ def test_kernels_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
     assert main(["kernels", "basics", "--items", "2000", "--runs", "1", "--out", str(out)]) == 0
     assert json.loads(out.read_text("utf-8"))["workload"] == "kernels"
+
+
+def test_ctrl_c_while_it_is_imported_leaves_no_traceback() -> None:
+    early = """
+import signal, sys
+from recserve.loadtest.cli import main
+
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == "hdrh":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+sys.exit(main(["run"]))
+"""
+    done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True, check=False)
+    assert done.stderr == "recserve-loadtest: interrupted, nothing was measured\n"
+    assert done.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("basics", "--items", "-5"), "a whole number from 500, as so many are searched for and re-ranked; found '-5'"),
+        (("basics", "--items", "499"), "a whole number from 500"),
+        (("basics", "--runs", "0"), "a whole number from 1, found '0'"),
+        (("retrieval", "--items", "-5"), "a whole number from 1, found '-5'"),
+        (("retrieval", "--seed", "-1"), "a whole number from 0, found '-1'"),
+        (("forest", "--seed", "-1"), "a whole number from 0, found '-1'"),
+    ],
+)
+def test_kernels_say_what_they_cannot_measure(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["kernels", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_without_its_extra_the_command_says_what_to_install() -> None:

@@ -470,12 +470,44 @@ def test_rates_of_a_sweep_rise(factor: str, capsys: pytest.CaptureFixture[str]) 
     "arguments",
     [("run", "--rate", "0"), ("run", "--rate", "x"), ("soak", "--rate", "1", "--seconds", "-1"),
      ("saturate", "--outstanding", "0"), ("run", "--rate", "1", "--server-cores", "a"),
-     ("run", "--rate", "1", "--warmup", "nan")],
+     ("run", "--rate", "1", "--warmup", "nan"), ("run", "--rate", "1", "--seed", "-1"),
+     ("run", "--rate", "1", "--seed", "x")],
 )  # fmt: skip
 def test_wrong_usage_is_refused(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+def test_cores_that_the_generator_cannot_have_are_told_before_a_server_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert load("run", "--rate", 1, "--config", "absent.toml", "--generator-cores", "0,4095") == 2
+    assert "--generator-cores 0,4095: this process may use [" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"workload": "kernels", "results": []}, "no page for results of 'kernels', only for those of run, sweep,"),
+        ({"workload": "versus", "results": [{"name": "x", "params": {}}]}, "no page for results of 'versus'"),
+        ({"results": []}, "no page for results of None"),
+        ({"workload": "run", "results": []}, "has no runs, so that there is nothing to draw"),
+        ({"workload": "run", "time": "", "results": [{"name": "x", "params": {}}]}, "lacks target, scenario, "),
+        ({"workload": "run", "results": [{"name": "x"}]}, 'no. 1 of its "results" has no "name" and "params"'),
+        ({"workload": "run", "results": [3]}, "no. 1 of its"),
+    ],
+)
+def test_a_file_that_has_no_page_is_told(
+    content: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content), "utf-8")
+    assert load("report", path) == 1
+    said = capsys.readouterr().err
+    assert f"{path}: " in said
+    assert message in said
+    assert not path.with_suffix(".html").exists()
 
 
 def test_names_in_a_page_are_escaped(config: Path, running: tuple[str, int], tmp_path: Path) -> None:
