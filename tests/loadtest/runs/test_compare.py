@@ -92,9 +92,10 @@ def test_invalid_runs_prove_nothing() -> None:
 
 
 def test_it_is_said_where_the_files_are_not_of_the_same_work() -> None:
-    a = {"workload": "run", "scenario": {"name": "mixed", "requests": [{"count": 20}]}, "bundle": None}
+    a: dict[str, Any] = {"workload": "run", "scenario": {"name": "mixed", "requests": [{"count": 20}]}, "bundle": None}
     b = {"workload": "soak", "scenario": {"name": "mixed", "requests": [{"count": 5}]}, "bundle": {"name": "shop"}}
     assert list(differences(a, a)) == []
+    assert list(differences(a, {**a, "scenario": {**a["scenario"], "name": "elsewhere/mixed.toml"}})) == []
     assert list(differences(a, b)) == [
         "workload: A has run, B has soak",
         'scenario: they differ in requests (A: [{"count": 20}]; B: [{"count": 5}])',
