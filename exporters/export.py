@@ -178,7 +178,7 @@ class _Export:
         users = None if self._snapshot is None else self._trial_users(self._snapshot)
         context = TowerContext.of(self._spec.features, self._spec.catalogue, items, users)
         for spec in self._spec.spaces:
-            space = export_space(self._writer, spec, context, self._progress)
+            space = export_space(self._writer, spec, context, self._progress, self._check)
             manifest.spaces.append(space)
             self._check_space(spec, space)
 

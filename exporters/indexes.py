@@ -126,7 +126,7 @@ def build_index(
         spec: what is wanted.
         vectors: float32 [items, dim]; may be mapped.
         queries: float32 [n, dim], vectors of users; None: items that do not train the index stand in for them, as they
-            join users who are too few.
+            join users who are too few. Zero vectors are left out.
         writer: of the bundle.
         space: the space's name.
         progress: shows what is going on.
@@ -136,7 +136,8 @@ def build_index(
 
     Raises:
         ExportError: the wishes make no sense, the catalogue is too small for the kind, the factory string is not one of
-            an index of codes, FAISS is not installed, or no setting reaches the target.
+            an index of codes, FAISS is not installed, all vectors to search for are zero, or no setting reaches the
+            target.
     """
     _check_spec(spec, len(vectors))
     if not needs_queries(spec, *vectors.shape):
@@ -184,12 +185,24 @@ def _check_spec(spec: IndexSpec, items: int) -> None:
         )
 
 
+def nonzero_rows(vectors: Vectors) -> NDArray[np.int64]:
+    """Rows of the vectors that an index is asked for: a server answers a zero query, for which all tie, exactly."""
+    blocks = (vectors[start : start + _BLOCK].any(axis=1) for start in range(0, len(vectors), _BLOCK))
+    return np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *blocks]))
+
+
 def _held_out_queries(vectors: Vectors, users: Vectors | None, held_out: NDArray[np.int64]) -> Vectors:
-    if users is None:
-        return np.ascontiguousarray(vectors[held_out])
-    chosen = users[spread(np.arange(len(users)), QUERIES)]
-    missing = max(0, MIN_QUERIES - len(chosen))
-    return np.ascontiguousarray(np.concatenate([chosen, vectors[spread(held_out, missing)]]))
+    items = held_out[nonzero_rows(vectors[held_out])]
+    chosen = vectors[:0] if users is None else users[spread(nonzero_rows(users), QUERIES)]
+    wanted = QUERIES if users is None else MIN_QUERIES
+    missing = min(max(0, wanted - len(chosen)), len(items))
+    asked = np.concatenate([chosen, vectors[spread(items, missing)]])
+    if not len(asked):
+        raise ExportError(
+            "the index cannot be tuned: the vectors of the users and of the items to search for are all zero; give the "
+            "vectors of a trained model, or use index kind 'exact'"
+        )
+    return np.ascontiguousarray(asked)
 
 
 # ------------------------------------------------------------------------------------------------------------- the race

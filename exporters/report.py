@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +13,9 @@ from rich.text import Text
 from recserve.bundle.v1.manifest_pb2 import Manifest
 from recserve.exporters.evaluation.results import Evaluation
 from recserve.exporters.inspect import human_bytes
+
+Tell: TypeAlias = Callable[[str, str, str], None]
+"""Takes a `Check`: its part, what it was checked against, and the result."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from rich.progress import Progress
 
 from recserve.bundle.v1 import manifest_pb2
 from recserve.exporters.errors import ExportError
-from recserve.exporters.indexes import build_index, needs_queries
+from recserve.exporters.indexes import build_index, needs_queries, nonzero_rows
+from recserve.exporters.report import Tell
 from recserve.exporters.spec import SpaceSpec
 from recserve.exporters.towers import (
     ExportedTower,
@@ -34,7 +35,11 @@ _SHOWN: Final = 5
 
 
 def export_space(
-    writer: BundleWriter, spec: SpaceSpec, context: TowerContext, progress: Progress
+    writer: BundleWriter,
+    spec: SpaceSpec,
+    context: TowerContext,
+    progress: Progress,
+    tell: Tell = lambda *_: None,
 ) -> manifest_pb2.Space:
     """Write a space: its towers, vectors and index.
 
@@ -44,6 +49,7 @@ def export_space(
         context: what its towers can read. `context.users` are also the queries that tune the index of a space with a
             user tower.
         progress: gets a bar per step that goes through all items.
+        tell: is told what the export left out.
 
     Returns:
         The manifest's entry.
@@ -65,6 +71,7 @@ def export_space(
     queries = None
     if needs_queries(spec.index, *vectors.shape):
         queries = _queries(context, user_tower, users, what)
+        _tell_zeros(queries, spec.name, tell)
     index = build_index(spec.index, vectors, queries, writer, spec.name, Steps(progress, what))
     return manifest_pb2.Space(
         name=spec.name,
@@ -197,6 +204,15 @@ def _queries(context: TowerContext, tower: ExportedTower | None, users: Vectors 
             "index kind 'exact'"
         )
     return user_vectors(tower, context, context.users)
+
+
+def _tell_zeros(queries: Vectors | None, space: str, tell: Tell) -> None:
+    if queries is None:
+        return
+    zeros = len(queries) - len(nonzero_rows(queries))
+    if zeros:
+        found = f"{zeros:,} of {len(queries):,} are zero, and left out"
+        tell(f"index of {space}", "users' vectors as its queries", found)
 
 
 class Steps:

@@ -328,6 +328,30 @@ def test_without_users_items_are_the_queries_and_join_users_who_are_few(writer: 
     assert build(spec, VECTORS, clustered(3, 10), writer).queries == MIN_QUERIES
 
 
+def test_zero_vectors_are_no_queries(writer: BundleWriter, progress: Progress) -> None:
+    """Users without events: the server answers them exactly, so they say nothing of an index."""
+    users = clustered(9, 500)
+    fields = {"user_ids": [f"u{number}" for number in range(500)], "normalized": False}
+    index = IndexSpec(kind="ivf_sq8", recall_target=0.9, recall_k=50)
+    users[::10] = 0.0
+    told: list[tuple[str, ...]] = []
+    spec = given(user_vectors=users, index=index, **fields)
+    entry = export_space(writer, spec, make_context(), progress, lambda *check: told.append(check))
+    assert entry.index.queries == 450
+    assert entry.index.parameters["nprobe"] < 32  # of 64 lists: with zero queries no setting suffices
+    ((part, _, found),) = told
+    assert (part, found) == ("index of als", "50 of 500 are zero, and left out")
+
+
+def test_items_join_where_nearly_all_users_are_zero(writer: BundleWriter) -> None:
+    spec = IndexSpec(kind="ivf_sq8", recall_target=0.9, recall_k=50)
+    users = np.zeros((500, DIM), np.float32)
+    users[7] = VECTORS[7]
+    assert build(spec, VECTORS, users, writer).queries == MIN_QUERIES
+    with pytest.raises(ExportError, match=r"cannot be tuned: .* are all zero"):
+        build(spec, np.zeros_like(VECTORS), users[:7], writer)
+
+
 def test_a_tower_with_an_index_needs_users(tmp_path: Path, writer: BundleWriter, progress: Progress) -> None:
     tower = network(tmp_path / "tower.onnx")
     index = IndexSpec(kind="ivf_sq8", recall_target=0.8, recall_k=20)
