@@ -45,7 +45,8 @@ class BundleWriter:
         target: the artifact's final directory, which must not exist. Its parent is made where it is missing.
 
     Raises:
-        ExportError: on entering, before anything is written: the target exists, or another export to it is running.
+        ExportError: on entering, before anything is written: the target exists or lies within a bundle or snapshot, or
+            another export to it is running.
     """
 
     def __init__(self, target: Path) -> None:
@@ -66,6 +67,7 @@ class BundleWriter:
 
     def __enter__(self) -> Self:
         parent = self.target.parent
+        _refuse_artifact(parent.resolve())
         parent.mkdir(parents=True, exist_ok=True)
         with _locked(parent):
             self._refuse_existing()
@@ -248,6 +250,26 @@ class ArrayFile:
         self._file.close()
         if error is None and self._written != self._shape[0]:
             raise ValueError(f"{self._written} rows were written of {self._shape[0]}: {self._file.name}")
+
+
+def _refuse_artifact(directory: Path) -> None:
+    """Refuse a directory of, or below, a bundle or a snapshot: a file that its manifest does not list breaks it."""
+    for above in (directory, *directory.parents):
+        for name in (layout.MANIFEST, layout.SNAPSHOT_MANIFEST):
+            if _is_manifest(above / name):
+                raise ExportError(
+                    f"{above} is a bundle or snapshot ({name}), which another file in it would break: choose a "
+                    "directory outside of it"
+                )
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether a file is one of our manifests; other programs have files of these names."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"schema_version", "files"} <= found.keys()
 
 
 def _siblings(parent: Path) -> list[tuple[Path, str]]:

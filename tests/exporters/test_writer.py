@@ -61,6 +61,22 @@ def test_an_existing_target_is_refused_before_any_work(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a", "b"]
 
 
+@pytest.mark.parametrize("inside", ["new", "items/deep/new", "../link/new"])
+def test_a_target_inside_an_artifact_is_refused_and_leaves_it_whole(tmp_path: Path, inside: str) -> None:
+    target = write(tmp_path / "a")
+    (tmp_path / "link").symlink_to(target / "items")
+    before = sorted(target.rglob("*"))
+    with pytest.raises(ExportError, match=r"a is a bundle or snapshot \(snapshot\.json\), .*: choose a directory"):
+        write(target / inside)
+    assert sorted(target.rglob("*")) == before
+
+
+def test_manifests_of_other_programs_are_no_artifacts(tmp_path: Path) -> None:
+    for name, content in (("manifest.json", '{"name": "web"}'), ("snapshot.json", "no json")):
+        (tmp_path / name).write_text(content)
+    assert names(write(tmp_path / "a"))
+
+
 def test_a_target_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
     with BundleWriter(tmp_path / "a") as writer:
         (tmp_path / "a").mkdir()
