@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from recserve.bundle.v1.manifest_pb2 import Features, IndexKind, Manifest, Sourc
 from recserve.exporters.bitsliced import write_forest_set
 from recserve.exporters.catalogue import ItemTable, read_items, write_catalogue
 from recserve.exporters.consistency import check_spec, source_files
+from recserve.exporters.errors import ExportError
 from recserve.exporters.evaluate import evaluate
 from recserve.exporters.evaluation.results import NDCG
 from recserve.exporters.golden import golden_files, latest_event, make_golden, snapshot_users
@@ -29,6 +30,7 @@ from recserve.exporters.snapshot import export_snapshot
 from recserve.exporters.sources import write_sources
 from recserve.exporters.spaces import export_space
 from recserve.exporters.spec import BundleSpec, EvaluationSpec, SnapshotSpec, SpaceSpec
+from recserve.exporters.strings import distinct_keys
 from recserve.exporters.towers import TowerContext
 from recserve.exporters.writer import BundleWriter, staged_directory
 from recserve.kernels import ids
@@ -178,9 +180,26 @@ class _Export:
         users = None if self._snapshot is None else self._trial_users(self._snapshot)
         context = TowerContext.of(self._spec.features, self._spec.catalogue, items, users)
         for spec in self._spec.spaces:
+            self._check_users(spec)
             space = export_space(self._writer, spec, context, self._progress, self._check)
             manifest.spaces.append(space)
             self._check_space(spec, space)
+
+    def _check_users(self, spec: SpaceSpec) -> None:
+        """Users without vectors get no candidates of the space, and say nothing: wrong ids would not be noticed."""
+        if self._snapshot is None or spec.user_ids is None:
+            return
+        what = f"user ids of space {spec.name!r}"
+        keys = distinct_keys(spec.user_ids, what)
+        users = np.load(self._snapshot.path / layout.string_table_file(layout.USER_IDS, "keys"), mmap_mode="r")
+        known = int(np.isin(users, keys).sum())
+        if not known:
+            theirs = self._snapshot.user_ids(np.arange(min(3, self._snapshot.size)))
+            raise ExportError(
+                f"{what}: no user of the snapshot has a vector: the first ids are {_listed(spec.user_ids[:3])}, those "
+                f"of the snapshot {_listed(theirs)}: give the ids of the users table"
+            )
+        self._check(f"users of {spec.name}", "the user snapshot", f"{known:,} of {len(users):,} have a vector")
 
     def _check_space(self, spec: SpaceSpec, space: Space) -> None:
         for kind, tower, source in (
@@ -327,6 +346,10 @@ def _progress(console: Console | None) -> Progress:
 
 def _ids_file(part: str) -> str:
     return layout.string_table_file(layout.ITEM_IDS, part)
+
+
+def _listed(ids: Iterable[object]) -> str:
+    return ", ".join(repr(str(each)) for each in ids)
 
 
 def _recent(snapshot: Snapshot, row: int, keys: NDArray[np.uint64], slots: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from recserve.exporters.errors import ExportError
 from recserve.exporters.indexes import build_index, needs_queries, nonzero_rows
 from recserve.exporters.report import Tell
 from recserve.exporters.spec import SpaceSpec
+from recserve.exporters.strings import distinct_keys
 from recserve.exporters.towers import (
     ExportedTower,
     TowerContext,
@@ -25,13 +26,11 @@ from recserve.exporters.towers import (
 )
 from recserve.exporters.writer import BundleWriter
 from recserve.server.bundle.layout import NAME_RULE, is_name, space_file
-from recserve.server.bundle.strings import keys_of
 from recserve.server.pipeline.towers import TowerOutputError, check_vectors, item_feed
 
 Vectors = NDArray[np.float32]
 
 _BATCH: Final = 4096
-_SHOWN: Final = 5
 
 
 def export_space(
@@ -178,20 +177,11 @@ def _write_users(writer: BundleWriter, spec: SpaceSpec, dim: int, what: str) -> 
         )
     for _ in _checked(vectors, normalized=spec.normalized, what=whose):
         pass
-    keys = keys_of(spec.user_ids)
+    keys = distinct_keys(spec.user_ids, f"user ids of {what}")
     order = np.argsort(keys, kind="stable")
-    _refuse_repeated(spec.user_ids, keys, order, whose)
     writer.array(space_file(spec.name, "user_keys.npy"), keys[order])
     blocks = (vectors[order[start : start + _BATCH]] for start in range(0, len(order), _BATCH))
     return _write(writer, space_file(spec.name, "user_vectors.npy"), vectors.shape, blocks)
-
-
-def _refuse_repeated(user_ids: Sequence[str], keys: NDArray[np.uint64], order: NDArray[np.int64], whose: str) -> None:
-    again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
-    if again.size:
-        pairs = [(int(order[at]), int(order[at + 1])) for at in again[:_SHOWN]]
-        listed = "; ".join(f"{user_ids[a]!r} in row {a} and {user_ids[b]!r} in row {b}" for a, b in pairs)
-        raise ExportError(f"{whose}: {again.size} ids are repeated or have the same key: {listed}")
 
 
 def _queries(context: TowerContext, tower: ExportedTower | None, users: Vectors | None, what: str) -> Vectors | None:

@@ -121,7 +121,7 @@ class SpaceSpec:
     user_tower: TowerSpec | None = None
     item_vectors: NDArray[np.float32] | Path | None = None
     user_vectors: NDArray[np.float32] | Path | None = None
-    user_ids: Sequence[str] | None = None
+    user_ids: Sequence[str] | pyarrow.Array | None = None
     index: IndexSpec = field(default_factory=IndexSpec)
 
 

@@ -52,6 +52,20 @@ def make_string_table(ids: pa.Array | Sequence[str], what: str) -> StringParts:
         raise TableError(_describe_duplicates(utf8, offsets, keys, what)) from None
 
 
+def distinct_keys(ids: pa.Array | Sequence[str], what: str) -> NDArray[np.uint64]:
+    """The keys of ids that are fit to be stored and distinct, for those who need no table of them.
+
+    Raises:
+        TableError: see `make_string_table`.
+    """
+    utf8, offsets = check_ids(ids, what)
+    keys = hash_strings(utf8, offsets)
+    ordered = np.sort(keys)
+    if (ordered[1:] == ordered[:-1]).any():
+        raise TableError(_describe_duplicates(utf8, offsets, keys, what))
+    return keys
+
+
 def write_string_table(writer: BundleWriter, stem: str, table: StringParts) -> None:
     """Write a table's files.
 
@@ -70,9 +84,11 @@ def check_ids(ids: pa.Array | Sequence[str], what: str) -> tuple[NDArray[np.uint
     """Ids as UTF-8 bytes and offsets.
 
     Raises:
-        TableError: an id is null, empty, longer than 256 bytes or not UTF-8.
+        TableError: an id is no string, null, empty, longer than 256 bytes or not UTF-8.
     """
     array = ids if isinstance(ids, (pa.Array, pa.ChunkedArray)) else _from_strings(ids, what)
+    if not is_text(array.type):
+        raise TableError(f"{what}: expected strings, found {array.type}")
     if array.null_count:
         rows = np.flatnonzero(np.asarray(array.is_null()))
         raise TableError(f"{what}: {len(rows)} are null, {shown_rows(rows)}: every row needs an id")
@@ -117,6 +133,18 @@ def hash_strings(utf8: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray
     return keys
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings, or nothing at all."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+    )
+
+
 def shown_rows(rows: NDArray[np.int64]) -> str:
     """The first few of some rows, for a message."""
     listed = ", ".join(map(str, rows[:_SHOWN].tolist()))
@@ -126,7 +154,7 @@ def shown_rows(rows: NDArray[np.int64]) -> str:
 def _from_strings(ids: Sequence[str], what: str) -> pa.Array:
     try:
         return pa.array(ids, pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, UnicodeEncodeError) as error:
         raise TableError(f"{what}: expected strings of valid Unicode: {error}") from error
 
 

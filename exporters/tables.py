@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from recserve.exporters.errors import TableError
 from recserve.exporters.spec import TableSource
-from recserve.exporters.strings import shown_rows, utf8_parts
+from recserve.exporters.strings import is_text, shown_rows, utf8_parts
 from recserve.kernels.features import MISSING_CODE, MISSING_TIME
 from recserve.server.bundle.checks import END_OF_TIME, FIRST_TIME
 
@@ -181,7 +181,7 @@ class TableColumn:
 
     def strings(self) -> pa.Array:
         """An Arrow large_string array, nulls kept. Refuses other types and bytes that are not UTF-8."""
-        self._require(_is_text(self.data.type), "strings")
+        self._require(is_text(self.data.type), "strings")
         try:
             self.data.validate(full=True)
         except pa.ArrowInvalid as error:
@@ -195,7 +195,7 @@ class TableColumn:
         """
         kind = self.data.type
         listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        self._require((listed and _is_text(kind.value_type)) or pa.types.is_null(kind), "lists of strings")
+        self._require((listed and is_text(kind.value_type)) or pa.types.is_null(kind), "lists of strings")
         whole = self.data.cast(pa.large_list(pa.large_string())).combine_chunks()
         lengths = np.array(pc.list_value_length(whole).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -251,14 +251,3 @@ def encode(strings: pa.Array, values: Sequence[str], what: str) -> NDArray[np.in
         listed = ", ".join(map(repr, found[:5])) + (", …" if len(found) > 5 else "")
         raise TableError(f"{what}: {len(found)} values are not in the vocabulary: {listed}: add them to it")
     return np.array(codes.fill_null(MISSING_CODE).to_numpy(zero_copy_only=False), np.int32)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_null(kind)
-    )

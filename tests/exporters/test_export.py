@@ -101,6 +101,7 @@ def test_progress_and_report_name_every_part(complete: Any) -> None:
         "items",
         "user tower of ann",
         "item tower of ann",
+        "users of als",
         "given vectors of als",
         "given vectors of content",
         "source together",
@@ -114,6 +115,18 @@ def test_progress_and_report_name_every_part(complete: Any) -> None:
     ]
     assert complete.report.path == complete.path
     assert sorted(path.name for path in complete.path.parent.iterdir()) == ["bundle", "snapshot"]
+
+
+def test_users_with_vectors_are_counted_and_ids_of_nobody_refused(shop: Any, complete: Any, tmp_path: Path) -> None:
+    (check,) = (check for check in complete.report.checks if check.part == "users of als")
+    assert check.result == "100 of 120 have a vector"
+    ann, als, content = shop.spec.spaces
+    strangers = replace(als, user_ids=[f"{each}\r" for each in als.user_ids])
+    spec = replace(shop.spec, spaces=[ann, strangers, content])
+    told = r"'als': no user of the snapshot has a vector: the first ids are 'user-000\\r', .*of the snapshot 'user-000'"
+    with pytest.raises(ExportError, match=told):
+        export_bundle(spec, tmp_path / "bundle", snapshot=complete.snapshot, console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_golden_requests_use_every_stage(complete_bundle: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
@@ -159,6 +160,12 @@ def test_user_vectors_are_found_by_key(writer: BundleWriter, progress: Progress)
     assert space.user_row("nobody") == -1
 
 
+def test_user_ids_may_be_an_arrow_array(writer: BundleWriter, progress: Progress) -> None:
+    spec = given(user_vectors=VECTORS[:2], user_ids=pa.array(["a", "b"]))
+    assert export_space(writer, spec, make_context(), progress).user_vectors == 2
+    assert sorted(np.load(writer.path("spaces/als/user_keys.npy"))) == sorted((key_of("a"), key_of("b")))
+
+
 def changed(row: int, value: object) -> np.ndarray:
     vectors = VECTORS.copy()
     vectors[row] = value
@@ -185,8 +192,15 @@ def changed(row: int, value: object) -> np.ndarray:
         ({"user_vectors": 2 * VECTORS[:2], "user_ids": ["a", "b"]}, "user vectors of space 'als': row 0 has length 2"),
         (
             {"user_vectors": VECTORS[:3], "user_ids": ["a", "b", "a"]},
-            "1 ids are repeated or have the same key: 'a' in row 0 and 'a' in row 2",
+            "user ids of space 'als': 1 are there again: 'a' in row 0 and 'a' in row 2",
         ),
+        ({"user_vectors": VECTORS[:2], "user_ids": ["a", ""]}, "user ids of space 'als': 1 are empty, row 1"),
+        ({"user_vectors": VECTORS[:2], "user_ids": ["a" * 400, "b"]}, "1 are longer than 256 bytes, row 0"),
+        ({"user_vectors": VECTORS[:2], "user_ids": ["a", None]}, "1 are null, row 1"),
+        ({"user_vectors": VECTORS[:2], "user_ids": ["a", "\ud800"]}, "expected strings of valid Unicode"),
+        ({"user_vectors": VECTORS[:2], "user_ids": [1, 2]}, "user ids of space 'als': expected strings"),
+        ({"user_vectors": VECTORS[:2], "user_ids": np.array([1, 2])}, "user ids of space 'als': expected strings"),
+        ({"user_vectors": VECTORS[:2], "user_ids": pa.array([1, 2])}, "expected strings, found int64"),
     ],
 )
 def test_vectors_that_cannot_be_used(

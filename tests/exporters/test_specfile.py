@@ -82,11 +82,18 @@ def test_everything_is_read(shop: Any) -> None:
 
 
 def test_a_user_id_may_hold_anything_but_a_line_end(shop: Any) -> None:
-    ids = [f"user {row} \u2028\x0b\x85\r" for row in range(100)]
+    ids = [f"user {row} \r\u2028\x0b\x85" for row in range(100)]
     (shop.root / "odd.txt").write_bytes("\n".join(ids).encode())
     path = shop.root / "odd.toml"
     path.write_text((shop.root / "shop.toml").read_text().replace("als_users.txt", "odd.txt"))
     assert read_spec(path)[0].spaces[1].user_ids == ids
+
+
+def test_user_ids_with_line_ends_of_windows_are_refused(shop: Any, problems: Callable[[Edit], list[str]]) -> None:
+    path = shop.root / "windows.txt"
+    path.write_bytes((shop.root / "als_users.txt").read_bytes().replace(b"\n", b"\r\n"))
+    (told,) = problems(swap("als_users.txt", "windows.txt"))
+    assert told.startswith(f"spaces[1].user_ids: every line of {path} ends with CR LF")
 
 
 MISTAKES = {
