@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--item-column", default="item_id", help="of the truth (default %(default)s)")
     evaluate.add_argument("--time-column", default="", help="of the truth (default time, where there is one)")
     evaluate.add_argument("--config", type=Path, help="a server's configuration, whose placement is asked")
-    evaluate.add_argument("--placement", default="default", help="which one (default %(default)s)")
+    evaluate.add_argument("--placement", default="default", help="which one of the configuration (default %(default)s)")
     evaluate.add_argument("--mode", choices=("all", "first"), action="append", help="one of the two modes only")
     evaluate.add_argument("--new-users", action="store_true", help="count users without history, too")
     evaluate.add_argument("--out", type=Path, help="where to write the figures as JSON")
@@ -112,12 +112,15 @@ def _diff(options: argparse.Namespace, _console: Console) -> None:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
+    from recserve.exporters.errors import ExportError  # noqa: PLC0415
     from recserve.exporters.evaluate import evaluate_bundle  # noqa: PLC0415
     from recserve.exporters.evaluation.page import evaluation_notes, evaluation_tables, render_evaluation  # noqa: PLC0415
     from recserve.exporters.evaluation.placement import read_placement  # noqa: PLC0415
     from recserve.exporters.evaluation.times import parse_time  # noqa: PLC0415
     from recserve.exporters.spec import EvaluationSpec, PlacementSpec  # noqa: PLC0415
 
+    if options.placement != "default" and options.config is None:
+        raise ExportError(f"--placement {options.placement} is one of a server's configuration: add --config")
     spec = EvaluationSpec(
         truth=options.truth,
         time_us=parse_time(options.time),

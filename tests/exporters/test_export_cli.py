@@ -132,6 +132,18 @@ def test_diff(run: Run, complete_bundle: Path, shop: Any) -> None:
     assert "do not differ" in out
 
 
+def evaluate(bundle: Path, *options: object) -> tuple[object, ...]:
+    """The command, which refuses its options before it looks for a file."""
+    files = ("--snapshot", "no-snapshot", "--truth", "no-truth.parquet", "--time", "2025-06-01")
+    return ("evaluate", bundle, *files, *options)
+
+
+def test_evaluate_a_placement_of_no_configuration(run: Run, complete_bundle: Path) -> None:
+    status, out, err = run(*evaluate(complete_bundle, "--placement", "home"))
+    assert (status, out) == (1, "")
+    assert "--placement home is one of a server's configuration: add --config" in err
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify"])
 def test_no_bundle(run: Run, tmp_path: Path, command: str) -> None:
     status, out, err = run(command, tmp_path / "nothing")
