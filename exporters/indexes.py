@@ -383,19 +383,26 @@ def _empty_index(factory: str, dim: int, kind: manifest_pb2.IndexKind.ValueType)
     """An untrained index of codes.
 
     Raises:
-        ExportError: FAISS does not know the factory string, or it is one of an index that copies the vectors.
+        ExportError: FAISS does not know the factory string, builds it for another metric, or it is one of an index that
+            copies the vectors.
     """
     faiss = faiss_library()
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise ExportError(f"FAISS does not know the index {factory!r} for {dim} dimensions: {error}") from error
-    name = type(inner_index(index)).__name__
+    inner = inner_index(index)
+    usable = f'use one of {", ".join(FACTORY_CLASSES[kind])}, such as "IVF1024,PQ64x4fs", without RFlat or Flat codes'
+    if inner.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ExportError(
+            f"FAISS has the index {factory!r} for Euclidean distance only, and spaces are searched by inner product; "
+            f"{usable}"
+        )
+    name = type(inner).__name__
     if name not in FACTORY_CLASSES[kind]:
         raise ExportError(
             f"the index {factory!r} is of class {name}, which is not one of codes only: exact scores come from the "
-            f"space's own vectors, which are not stored twice; use one of {', '.join(FACTORY_CLASSES[kind])}, such as "
-            '"IVF1024,PQ64x4fs", without RFlat or Flat codes'
+            f"space's own vectors, which are not stored twice; {usable}"
         )
     return index
 

@@ -53,7 +53,6 @@ FACTORY_CLASSES: Final[dict[int, tuple[str, ...]]] = {
         "IndexIVFPQ",
         "IndexIVFPQFastScan",
         "IndexIVFScalarQuantizer",
-        "IndexHNSWPQ",
         "IndexHNSWSQ",
     ),
 }

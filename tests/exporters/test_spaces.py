@@ -411,6 +411,11 @@ def test_a_small_catalogue_is_told_to_search_exactly(writer: BundleWriter, kind:
         (lambda: IndexSpec(kind="faiss", factory="IVF8,Flat", recall_k=10), "IndexIVFFlat, which is not one of codes"),
         (lambda: IndexSpec(kind="faiss", factory="Flat", recall_k=10), "IndexFlat\\w*, which is not one of codes"),
         (lambda: IndexSpec(kind="faiss", factory="HNSW16", recall_k=10), "IndexHNSWFlat, which is not one of codes"),
+        (
+            lambda: IndexSpec(kind="faiss", factory="HNSW16,PQ8", recall_k=10),
+            r"'HNSW16,PQ8' for Euclidean distance only(?!.*IndexHNSWPQ)",
+        ),
+        (lambda: IndexSpec(kind="faiss", factory="PCA8,HNSW16,PQ8", recall_k=10), "for Euclidean distance only"),
         (lambda: IndexSpec(kind="faiss", factory="PQ8x4fs,RFlat", recall_k=10), "IndexRefineFlat, which is not one of"),
     ],
 )
