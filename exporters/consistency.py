@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from recserve.exporters.errors import ExportError
 from recserve.exporters.sources import TOGETHER, TRENDING, category_columns
 from recserve.exporters.spec import BundleSpec, PopularBySpec, SourcesSpec, SpaceSpec, TogetherSpec, TrendingSpec
 from recserve.kernels.features.operations import suggest
-from recserve.server.bundle.layout import NAME_RULE, SOURCE_NAMES, is_name
+from recserve.server.bundle.layout import MAX_DAYS, NAME_RULE, SOURCE_NAMES, is_name
 from recserve.server.pipeline.sources import AGAIN, NEW, POPULAR, POPULAR_IN_CATEGORY, SIMILAR
 
 MAX_GOLDEN_REQUESTS = 1000
@@ -22,6 +23,9 @@ _LEAST: Final[dict[type, dict[str, int | None]]] = {
     PopularBySpec: {"top": 1, "days": 0},
 }
 """The least that each number of the candidate sources may be; None: more than 0."""
+_DAYS: Final = ("days", "new_days")
+_FRACTIONS: Final = (*_DAYS, "smoothing", "shrinkage")
+_MAX_WHOLE: Final = 2**31 - 1
 
 
 def check_spec(spec: BundleSpec, *, has_snapshot: bool) -> None:
@@ -156,10 +160,20 @@ def _source_number_problems(sources: SourcesSpec) -> Iterator[str]:
     parts |= {f"popular_by {each.name}.": each for each in sources.popular_by}
     for prefix, part in parts.items():
         for name, least in _LEAST.get(type(part), {}).items():
-            value = getattr(part, name)
-            if not (math.isfinite(value) and (value > 0 if least is None else value >= least)):
-                expected = "more than 0" if least is None else f"at least {least}"
-                yield f"sources: {prefix}{name} is {value!r}: expected a number of {expected}"
+            expected = _expected(name, getattr(part, name), least)
+            if expected:
+                yield f"sources: {prefix}{name} is {getattr(part, name)!r}: expected {expected}"
+
+
+def _expected(name: str, value: Any, least: int | None) -> str:
+    """What a number should be; empty: it is that."""
+    most = MAX_DAYS if name in _DAYS else math.inf if name in _FRACTIONS else _MAX_WHOLE
+    kind: type[Any] = Real if name in _FRACTIONS else Integral
+    what = "a number" if kind is Real else "a whole number"
+    fits = isinstance(value, kind) and -math.inf < value < math.inf  # also false of NaN
+    if not fits or (value <= 0 if least is None else value < least):
+        return f"{what} of {'more than 0' if least is None else f'at least {least}'}"
+    return f"{what} of at most {most:,}" if value > most else ""
 
 
 def _popular_problems(spec: PopularBySpec, taken: Sequence[str], bundle: BundleSpec) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,6 +22,8 @@ from recserve.kernels.features import MISSING_TIME, ColumnSpec, FeatureSchema
 from recserve.server.bundle import layout
 
 TOGETHER, TRENDING = "together", "trending"
+MAX_LISTS: Final = 1 << 24
+"""Of one source: each takes memory while it is made, and a place in the bundle, whether it holds an item or not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,10 +90,22 @@ def _all_lists(
         yield manifest_pb2.ItemLists(name=TRENDING, kind=manifest_pb2.TRENDING), _trending(sources, events, items)
     for each in sources.popular_by:
         found = _required(events)
-        sizes = [len(items.vocabularies[category_columns(schema)[name].vocabulary]) for name in each.columns]
+        sizes = _list_sizes(each, schema, items)
         codes = [found.codes[name] for name in each.columns]
         described = manifest_pb2.ItemLists(name=each.name, kind=manifest_pb2.POPULAR_BY, columns=each.columns)
         yield described, popular_by(found.rows, found.times_us, codes, sizes, len(items.ids), each)
+
+
+def _list_sizes(spec: PopularBySpec, schema: FeatureSchema, items: ItemTable) -> list[int]:
+    """How many values each column has."""
+    sizes = [len(items.vocabularies[category_columns(schema)[name].vocabulary]) for name in spec.columns]
+    if math.prod(sizes) > MAX_LISTS:
+        counted = " x ".join(f"{size:,} of {name}" for name, size in zip(spec.columns, sizes, strict=True))
+        raise ExportError(
+            f"sources: popular_by {spec.name!r}: its columns have {math.prod(sizes):,} combinations ({counted}), "
+            f"each with a list of its own, and there may be at most {MAX_LISTS:,}: use fewer columns, or fewer values"
+        )
+    return sizes
 
 
 def _trending(sources: SourcesSpec, events: Events | None, items: ItemTable) -> Lists:

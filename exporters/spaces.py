@@ -143,7 +143,7 @@ def _open_vectors(source: Vectors | Path | None, what: str) -> Vectors:
     if isinstance(source, Path):
         try:
             source = np.load(source, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:  # EOFError: the file is empty
             raise ExportError(f"{what}: cannot be read as a .npy array: {error}") from error
     if not isinstance(source, np.ndarray) or source.dtype != np.float32 or source.ndim != 2 or 0 in source.shape:
         found = f"{source.dtype} {list(source.shape)}" if isinstance(source, np.ndarray) else type(source).__name__

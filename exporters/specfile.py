@@ -171,6 +171,14 @@ class _Ranker(_Part):
             raise ValueError("calibration_features and calibration_labels belong together")
         return self
 
+    @model_validator(mode="after")
+    def _are_numbers(self) -> Self:
+        for name in ("calibration_features", "calibration_labels"):
+            array = getattr(self, name)
+            if array is not None and array.dtype.kind not in "buif":
+                raise ValueError(f"{name}: expected an array of numbers, found {array.dtype}")
+        return self
+
     def spec(self) -> RankerSpec:
         data = None
         if self.calibration_features is not None and self.calibration_labels is not None:

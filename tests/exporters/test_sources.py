@@ -23,7 +23,7 @@ from recserve.exporters.export import export_bundle
 from recserve.exporters.item_lists import Lists, bought_together, popular_by, trending, trending_by
 from recserve.exporters.spec import EventsSpec, PopularBySpec, SourcesSpec, TogetherSpec, TrendingSpec
 from recserve.exporters.specfile import read_spec
-from recserve.kernels.features import ColumnValues
+from recserve.kernels.features import ColumnSpec, ColumnValues
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
@@ -272,7 +272,7 @@ def test_contradictions_are_told_at_once(shop: Any, tmp_path: Path) -> None:
     )
     for problem in (
         "similar_space 'als' is no normalised space; valid: ann, content",
-        "similar_items is 0: expected a number of at least 1",
+        "similar_items is 0: expected a whole number of at least 1",
         "new_days is inf: expected a number of more than 0",
         "together.top is 0",
         "together.shrinkage is -1.0: expected a number of at least 0",
@@ -289,6 +289,56 @@ def test_contradictions_are_told_at_once(shop: Any, tmp_path: Path) -> None:
         "popular_by no name.days is -1",
     ):
         assert problem in told, problem
+
+
+def test_numbers_of_another_kind_or_beyond_measure(shop: Any, tmp_path: Path) -> None:
+    popular = [PopularBySpec(name="far", columns=["country"], days=1e300)]
+    sources = replace(
+        shop.spec.sources,
+        similar_items=2.5,
+        new_days=math.nan,
+        together=replace(shop.spec.sources.together, top=2**31, max_items="many"),
+        trending=TrendingSpec(days=1e300),
+        popular_by=popular,
+    )
+    told = refused(shop, tmp_path, sources)
+    for problem in (
+        "similar_items is 2.5: expected a whole number of at least 1",
+        "new_days is nan: expected a number of more than 0",
+        "together.top is 2147483648: expected a whole number of at most 2,147,483,647",
+        "together.max_items is 'many': expected a whole number of at least 1",
+        "trending.days is 1e+300: expected a number of at most 3,652,059",
+        "popular_by far.days is 1e+300: expected a number of at most 3,652,059",
+    ):
+        assert problem in told, problem
+
+
+def test_lists_of_too_many_combinations(shop: Any, tmp_path: Path) -> None:
+    """Ten thousand values in each of two columns would be a hundred million lists."""
+    values = [f"value {number}" for number in range(10_000)]
+    catalogue = replace(
+        shop.spec.catalogue, vocabularies={**shop.spec.catalogue.vocabularies, "left": values, "right": values}
+    )
+    context = (*shop.spec.features.context, ColumnSpec("left", "category"), ColumnSpec("right", "category"))
+    events = pa.table(
+        {
+            "item_id": ["item-003"],
+            "time": pa.array([0], pa.timestamp("us")),
+            "user_id": ["user-000"],
+            "left": values[:1],
+            "right": values[:1],
+        }
+    )
+    sources = replace(
+        shop.spec.sources,
+        events=EventsSpec(table=events),
+        popular_by=[PopularBySpec(name="pairs", columns=["left", "right"])],
+    )
+    spec = replace(
+        shop.spec, catalogue=catalogue, features=replace(shop.spec.features, context=context, features=()), rankers=()
+    )
+    with pytest.raises(ExportError, match=r"popular_by 'pairs': .* 100,000,000 combinations .*at most 16,777,216"):
+        export_bundle(replace(spec, sources=sources), tmp_path / "bundle", console=Console(quiet=True))
 
 
 @pytest.mark.parametrize(

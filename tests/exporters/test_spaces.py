@@ -121,6 +121,12 @@ def test_vectors_may_be_a_file(tmp_path: Path, writer: BundleWriter, progress: P
     np.testing.assert_array_equal(np.load(writer.path("spaces/als/vectors.npy")), VECTORS)
 
 
+def test_vectors_of_an_empty_file(tmp_path: Path, writer: BundleWriter, progress: Progress) -> None:
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(ExportError, match=r"item vectors of space 'als': cannot be read as a .npy array"):
+        export_space(writer, given(item_vectors=tmp_path / "empty.npy"), make_context(), progress)
+
+
 def test_item_vectors_are_the_item_towers(tmp_path: Path, writer: BundleWriter, progress: Progress) -> None:
     tower = network(tmp_path / "tower.onnx")
     spec = SpaceSpec(name="ann", normalized=True, item_tower=tower, user_tower=tower)

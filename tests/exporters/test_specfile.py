@@ -96,6 +96,13 @@ def test_user_ids_with_line_ends_of_windows_are_refused(shop: Any, problems: Cal
     assert told.startswith(f"spaces[1].user_ids: every line of {path} ends with CR LF")
 
 
+@pytest.mark.parametrize("name", ["calibration_features", "calibration_labels"])
+def test_calibration_data_that_is_no_numbers(shop: Any, problems: Callable[[Edit], list[str]], name: str) -> None:
+    np.save(shop.root / "words.npy", np.array(["yes", "no"]))
+    (told,) = problems(swap(f"{name}.npy", "words.npy"))
+    assert told == f"rankers[1]: {name}: expected an array of numbers, found <U3"
+
+
 MISTAKES = {
     'nmae: unknown key; did you mean "name"?': ('name = "shop"', 'nmae = "shop"'),
     'catalogue.roles.prize: unknown key; did you mean "price"?': ('price = "price"', 'prize = "price"'),
