@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.extras import install_hint
 
+INTERRUPTED: Final = 128 + signal.SIGINT
+"""What shells expect of a command that was ended by this signal."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the result is its exit status: 0, or 1 where an error was printed."""
+    """Run the command; the result is its exit status: 0, 1 where an error was printed, or 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
@@ -26,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         _print_error(console, f"{error}; exporting needs {install_hint('cpu,export')}")
         return 1
+    except KeyboardInterrupt:
+        _print_error(console, "interrupted; nothing is left of what was not complete")
+        return INTERRUPTED
     return 0
 
 
@@ -121,6 +130,8 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
     if options.placement != "default" and options.config is None:
         raise ExportError(f"--placement {options.placement} is one of a server's configuration: add --config")
+    for path in filter(None, (options.out, options.report)):
+        _check_writable(path)
     spec = EvaluationSpec(
         truth=options.truth,
         time_us=parse_time(options.time),
@@ -145,6 +156,22 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
         options.out.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n", encoding="utf-8")
     if options.report:
         options.report.write_text(render_evaluation(evaluation), encoding="utf-8")
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a place for results before they are computed, which takes minutes.
+
+    Raises:
+        ExportError: it is a directory, or its directory is missing or closed to this user.
+    """
+    from recserve.exporters.errors import ExportError  # noqa: PLC0415
+
+    if path.is_dir():
+        raise ExportError(f"{path} is a directory: name a file in it")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path} cannot be written: there is no directory {path.parent}: make it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ExportError(f"{path} cannot be written: this user has no right to: choose another place")
 
 
 def _demo(options: argparse.Namespace, console: Console) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,6 +144,32 @@ def test_evaluate_a_placement_of_no_configuration(run: Run, complete_bundle: Pat
     status, out, err = run(*evaluate(complete_bundle, "--placement", "home"))
     assert (status, out) == (1, "")
     assert "--placement home is one of a server's configuration: add --config" in err
+
+
+@pytest.mark.parametrize("option", ["--out", "--report"])
+@pytest.mark.parametrize(
+    ("place", "problem"), [("no/dir/x", "there is no directory"), (".", "is a directory: name a file in it")]
+)
+def test_evaluate_to_where_nothing_can_be_written(
+    run: Run, complete_bundle: Path, tmp_path: Path, option: str, place: str, problem: str
+) -> None:
+    status, out, err = run(*evaluate(complete_bundle, option, tmp_path / place))
+    assert (status, out) == (1, "")
+    assert problem in err
+    assert "no-snapshot" not in err  # was not looked for
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_with_one_line(tmp_path: Path) -> None:
+    """The specification is a pipe that nobody writes to: once it is open, the command waits for its text."""
+    os.mkfifo(tmp_path / "shop.toml")
+    command = [sys.executable, "-m", "recserve.exporters.cli", "build", tmp_path / "shop.toml", "--out", tmp_path / "o"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process, (tmp_path / "shop.toml").open("w"):
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err == "recserve-export: interrupted; nothing is left of what was not complete\n"
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
