@@ -222,7 +222,7 @@ class _Export:
             self._check(f"index of {space.name}", f"exact search on {index.queries} held-out queries", found)
 
     def _write_sources(self, manifest: Manifest, items: ItemTable) -> None:
-        manifest.candidate_sources.CopyFrom(write_sources(self._writer, self._spec, items))
+        manifest.candidate_sources.CopyFrom(write_sources(self._writer, self._spec, items, self._check))
         for each in manifest.candidate_sources.lists:
             self._check(f"source {each.name}", "its table", f"{each.entries:,} entries in {each.lists:,} lists")
 

@@ -15,7 +15,9 @@ from recserve.bundle.v1 import manifest_pb2
 from recserve.exporters.catalogue import ItemTable
 from recserve.exporters.errors import ExportError, TableError
 from recserve.exporters.item_lists import Lists, bought_together, popular_by, trending, trending_by
+from recserve.exporters.report import Tell
 from recserve.exporters.spec import BundleSpec, EventsSpec, PopularBySpec, SourcesSpec, TogetherSpec
+from recserve.exporters.strings import distinct_keys
 from recserve.exporters.tables import Table, TableColumn, read_table
 from recserve.exporters.writer import BundleWriter
 from recserve.kernels.features import MISSING_TIME, ColumnSpec, FeatureSchema
@@ -33,23 +35,24 @@ class Events:
     Attributes:
         rows: int64 [n], the item of each.
         times_us: int64 [n].
-        codes: int32 [n] by column that popular lists need, -1 where missing.
-        left_out: how many events were of items that the catalogue lacks.
+        codes: int32 [n] by column that popular lists need, -1 where missing or of an unknown user.
     """
 
     rows: NDArray[np.int64]
     times_us: NDArray[np.int64]
     codes: Mapping[str, NDArray[np.int32]]
-    left_out: int
 
 
-def write_sources(writer: BundleWriter, spec: BundleSpec, items: ItemTable) -> manifest_pb2.CandidateSources:
+def write_sources(
+    writer: BundleWriter, spec: BundleSpec, items: ItemTable, tell: Tell = lambda *_: None
+) -> manifest_pb2.CandidateSources:
     """Compute and write the lists of a bundle's candidate sources.
 
     Args:
         writer: of the bundle.
         spec: of the bundle; its contradictions have been refused.
         items: of the bundle.
+        tell: is told what was left out of the tables.
 
     Returns:
         The manifest's entry.
@@ -64,7 +67,7 @@ def write_sources(writer: BundleWriter, spec: BundleSpec, items: ItemTable) -> m
         similar_items=sources.similar_items,
         new_days=sources.new_days,
     )
-    for described, lists in _all_lists(sources, spec.features, items):
+    for described, lists in _all_lists(sources, spec.features, items, tell):
         for part in layout.LISTS_PARTS:
             writer.array(layout.lists_file(described.name, part), getattr(lists, part))
         described.lists, described.entries = len(lists.offsets) - 1, len(lists.rows)
@@ -78,14 +81,14 @@ def category_columns(schema: FeatureSchema) -> dict[str, ColumnSpec]:
 
 
 def _all_lists(
-    sources: SourcesSpec, schema: FeatureSchema, items: ItemTable
+    sources: SourcesSpec, schema: FeatureSchema, items: ItemTable, tell: Tell
 ) -> Iterator[tuple[manifest_pb2.ItemLists, Lists]]:
     """Each source's entry, without its sizes, and its lists."""
     if sources.together is not None:
-        baskets, rows = _read_baskets(sources.together, items)
+        baskets, rows = _read_baskets(sources.together, items, tell)
         lists = bought_together(baskets, rows, len(items.ids), sources.together)
         yield manifest_pb2.ItemLists(name=TOGETHER, kind=manifest_pb2.TOGETHER), lists
-    events = _read_events(sources.events, sources.popular_by, schema, items) if sources.events else None
+    events = _read_events(sources.events, sources.popular_by, schema, items, tell) if sources.events else None
     if sources.trending is not None:
         yield manifest_pb2.ItemLists(name=TRENDING, kind=manifest_pb2.TRENDING), _trending(sources, events, items)
     for each in sources.popular_by:
@@ -123,7 +126,7 @@ def _required(events: Events | None) -> Events:
     return events
 
 
-def _read_baskets(spec: TogetherSpec, items: ItemTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _read_baskets(spec: TogetherSpec, items: ItemTable, tell: Tell) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The basket, as a number, and the item of each line whose item is known."""
     table = read_table(spec.table, "baskets", text=(spec.basket_column, spec.item_column))
     rows = _item_rows(table.column(spec.item_column), items)
@@ -131,10 +134,14 @@ def _read_baskets(spec: TogetherSpec, items: ItemTable) -> tuple[NDArray[np.int6
     encoded = column.strings().dictionary_encode()
     column.refuse(np.asarray(encoded.is_null()), "null")
     baskets = np.array(encoded.indices.to_numpy(), np.int64)
-    return baskets[rows >= 0], rows[rows >= 0]
+    known = rows >= 0
+    tell("baskets", "the catalogue's items", _left_out(known, "lines"))
+    return baskets[known], rows[known]
 
 
-def _read_events(spec: EventsSpec, wanted: Sequence[PopularBySpec], schema: FeatureSchema, items: ItemTable) -> Events:
+def _read_events(
+    spec: EventsSpec, wanted: Sequence[PopularBySpec], schema: FeatureSchema, items: ItemTable, tell: Tell
+) -> Events:
     names = list(dict.fromkeys(name for each in wanted for name in each.columns))
     table = read_table(spec.table, "events", text=(spec.item_column, spec.user_column, *names))
     rows = _item_rows(table.column(spec.item_column), items)
@@ -145,11 +152,24 @@ def _read_events(spec: EventsSpec, wanted: Sequence[PopularBySpec], schema: Feat
     users = _Users(spec, table, names)
     columns = category_columns(schema)
     codes = {name: users.codes(name, items.vocabularies[columns[name].vocabulary])[known] for name in names}
-    return Events(rows[known], times_us[known], codes, int((~known).sum()))
+    tell("events", "the catalogue's items", _left_out(known, "events"))
+    if users.rows is not None:
+        strangers = int((users.rows[known] < 0).sum())
+        found = f"{strangers:,} of {known.sum():,} events are of unknown users"
+        tell("users of the events", "the events", found)
+    return Events(rows[known], times_us[known], codes)
+
+
+def _left_out(known: NDArray[np.bool_], what: str) -> str:
+    return f"{(~known).sum():,} of {known.size:,} {what} left out"
 
 
 class _Users:
-    """Values by event: of the events themselves, or of their users."""
+    """Values by event: of the events themselves, or of their users.
+
+    Attributes:
+        rows: int64 [events], rows of the users table, -1 where it lacks the user; None: no column is joined.
+    """
 
     def __init__(self, spec: EventsSpec, events: Table, names: Sequence[str]) -> None:
         self._spec = spec
@@ -157,21 +177,24 @@ class _Users:
         joined = [name for name in names if name not in events.data.column_names]
         if joined and spec.users is None:
             raise TableError(f"{events.name}: there is no column {joined[0]!r}: add it, or name the users' table")
-        self._users = None
+        self._users: Table | None = None
+        self.rows: NDArray[np.int64] | None = None
         if joined and spec.users is not None:
             self._users = read_table(spec.users, "users", text=(spec.users_id_column, *joined))
-            ids = self._users.column(spec.users_id_column).strings()
+            column = self._users.column(spec.users_id_column)
+            ids = column.strings()
+            distinct_keys(ids, column.what)  # of a user who is there twice, only one row would count
             found = pc.index_in(events.column(spec.user_column).strings(), value_set=ids)
-            self._rows = np.array(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+            self.rows = np.array(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
 
     def codes(self, name: str, values: Sequence[str]) -> NDArray[np.int32]:
         """int32 [events]; -1 where the value is missing or the user unknown."""
         if name in self._events.data.column_names:
             return self._events.column(name).codes(values)
-        if self._users is None:
+        if self._users is None or self.rows is None:
             raise TableError(f"{self._events.name}: there is no column {name!r}")
         of_users = self._users.column(name).codes(values)
-        return np.where(self._rows >= 0, of_users[self._rows], np.int32(-1)).astype(np.int32)
+        return np.where(self.rows >= 0, of_users[self.rows], np.int32(-1)).astype(np.int32)
 
 
 def _item_rows(column: TableColumn, items: ItemTable) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import collections
 import datetime
 import itertools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,28 @@ def test_the_shops_lists_are_those_of_its_tables(complete: Any) -> None:
     top = collections.Counter(rows[event["item_id"]] for event in german)
     assert scores[0] == np.float32(max(top.values()) / len(german))
     assert top[int(listed[0])] == max(top.values())
+
+
+def test_what_is_left_out_is_counted(complete: Any) -> None:
+    known = set(pa.parquet.read_table(complete.shop.root / "items.parquet").column("item_id").to_pylist())
+    users = set(pa.parquet.read_table(complete.shop.root / "users.parquet").column("user_id").to_pylist())
+    events = pa.parquet.read_table(complete.shop.root / "events.parquet").to_pylist()
+    kept = [event for event in events if event["item_id"] in known]
+    strangers = sum(event["user_id"] not in users for event in kept)
+    assert 0 < len(kept) < 3000
+    assert strangers
+    told = {check.part: check.result for check in complete.report.checks}
+    assert told["events"] == f"{3000 - len(kept):,} of 3,000 events left out"
+    assert told["users of the events"] == f"{strangers:,} of {len(kept):,} events are of unknown users"
+    assert re.match(r"0 of [\d,]+ lines left out", told["baskets"])
+
+
+def test_users_of_the_events_are_there_once(shop: Any, tmp_path: Path) -> None:
+    users = pa.parquet.read_table(shop.root / "users.parquet")
+    twice = pa.concat_tables([users, users.slice(3, 1)])
+    sources = replace(shop.spec.sources, events=replace(shop.spec.sources.events, users=twice))
+    told = refused(shop, tmp_path, sources)
+    assert "users, column 'user_id': 1 are there again: 'user-003' in row 3 and 'user-003' in row 120" in told
 
 
 def refused(shop: Any, tmp_path: Path, sources: SourcesSpec) -> str:
