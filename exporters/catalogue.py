@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -222,7 +223,7 @@ def _check_vocabularies(vocabularies: Vocabularies, schema: FeatureSchema) -> No
         if not layout.is_name(name):
             problems.append(f"vocabulary {name!r} cannot be part of a file name: expected {layout.NAME_RULE}")
         if len(set(values)) != len(values):
-            twice = sorted({value for value in values if values.count(value) > 1})
+            twice = sorted(value for value, times in Counter(values).items() if times > 1)
             problems.append(f"vocabulary {name!r} holds a value twice: {', '.join(map(repr, twice))}")
     if problems:
         raise ExportError("\n  ".join(["the vocabularies cannot be exported:", *problems]))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,14 @@ def test_a_number_that_a_feature_cannot_hold(tiny_bundle: Make, tiny_items: pa.T
     columns = (*tiny_columns, ItemColumn(name="weight", kind="number"))
     catalogue = open_bundle(tiny_bundle(items=unread, columns=columns)).catalogue
     assert catalogue.attributes(7, ["weight"]) == {"weight": largest}
+
+
+def test_a_repeated_value_of_a_large_vocabulary_is_told_soon(tiny_bundle: Make) -> None:
+    values = [f"value {number}" for number in range(60_000)]
+    start = time.process_time()
+    with pytest.raises(ExportError, match=r"vocabulary 'brand' holds a value twice: 'value 7'$"):
+        tiny_bundle(vocabularies={"brand": [*values, "value 7"]})
+    assert time.process_time() - start < 10  # comparing each with each takes a minute
 
 
 def test_every_contradiction_of_the_specification_is_told(tiny_bundle: Make, tiny_roles: Any) -> None:
