@@ -65,12 +65,13 @@ class ItemTable:
     popular_rows: NDArray[np.int64]
 
 
-def read_items(spec: CatalogueSpec, schema: FeatureSchema) -> ItemTable:
+def read_items(spec: CatalogueSpec, schema: FeatureSchema, scores: Sequence[str] = ()) -> ItemTable:
     """Read and encode the item table; what is trained on it and what is exported thus have the same codes.
 
     Args:
         spec: where the table is, and what its columns are.
         schema: the feature definitions.
+        scores: further number columns that are scores of a candidate source, as popularity is.
 
     Raises:
         ExportError: the specification contradicts itself or the feature definitions, or the table does not hold what it
@@ -82,6 +83,8 @@ def read_items(spec: CatalogueSpec, schema: FeatureSchema) -> ItemTable:
     table = read_table(spec.items, "items", text=texts, lists=lists)
     vocabularies = _vocabularies(table, spec, schema)
     columns = {column.name: _encode(table.column(column.name), column, vocabularies) for column in spec.columns}
+    for name in (spec.roles.popularity, *scores):
+        _as_feature(columns[name][""], table.column(name))  # refuses what a score, which is float32, cannot hold
     ids = table.column(spec.id_column)
     return ItemTable(
         ids=ids.strings(),
@@ -255,7 +258,7 @@ def _encode(data: TableColumn, column: ItemColumn, vocabularies: Vocabularies) -
 def _as_feature(values: NDArray[np.generic], column: TableColumn) -> NDArray[np.float32]:
     """See `as_stored`; refuses numbers that would become infinite."""
     stored = as_stored(values, np.dtype(np.float32))
-    column.refuse(np.isinf(stored), "beyond float32, the type of features: scale them")
+    column.refuse(np.isinf(stored), "beyond float32, the type of features and scores: scale them")
     return stored
 
 

@@ -27,7 +27,7 @@ from recserve.exporters.ranker import CompiledRanker, compile_ranker
 from recserve.exporters.report import Check, ExportReport
 from recserve.exporters.report_page import REPORT_FILE, render_page
 from recserve.exporters.snapshot import export_snapshot
-from recserve.exporters.sources import write_sources
+from recserve.exporters.sources import score_columns, write_sources
 from recserve.exporters.spaces import export_space
 from recserve.exporters.spec import BundleSpec, EvaluationSpec, SnapshotSpec, SpaceSpec
 from recserve.exporters.strings import distinct_keys
@@ -118,7 +118,7 @@ class _Export:
         """All steps; the last one gives the bundle its name."""
         manifest = self._begin()
         with self._step("items"):
-            items = read_items(self._spec.catalogue, self._spec.features)
+            items = read_items(self._spec.catalogue, self._spec.features, score_columns(self._spec.sources))
             self._write_features(manifest, items)
             self._write_items(manifest, items)
         with self._step("vector spaces"):

@@ -75,6 +75,11 @@ def write_sources(
     return entry
 
 
+def score_columns(sources: SourcesSpec) -> list[str]:
+    """Number columns of the catalogue that are scores of a candidate source."""
+    return [sources.trending.column] if sources.trending and sources.trending.column else []
+
+
 def category_columns(schema: FeatureSchema) -> dict[str, ColumnSpec]:
     """User and context columns by which lists can be kept; of a name that both have, the context's counts."""
     return {column.name: column for column in (*schema.user_layout.codes, *schema.context_layout.codes)}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pyarrow.parquet
 import pytest
 
 from recserve.exporters import strings
+from recserve.exporters.catalogue import read_items
 from recserve.exporters.errors import ExportError, TableError
-from recserve.exporters.spec import ItemColumn
+from recserve.exporters.spec import CatalogueSpec, ItemColumn, Roles
+from recserve.kernels.features import FeatureSchema
 from recserve.server.bundle.reader import open_bundle
 
 Make = Callable[..., Path]
@@ -93,6 +96,24 @@ def test_a_number_that_a_feature_cannot_hold(tiny_bundle: Make, tiny_items: pa.T
     columns = (*tiny_columns, ItemColumn(name="weight", kind="number"))
     catalogue = open_bundle(tiny_bundle(items=unread, columns=columns)).catalogue
     assert catalogue.attributes(7, ["weight"]) == {"weight": largest}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_score_that_float32_cannot_hold(tiny_items: pa.Table) -> None:
+    """Popularity, and what a source ranks by, are refused where no feature reads them, too."""
+    numbers = pa.array([1e300 if row == 7 else float(row) for row in range(200)])
+    columns = [ItemColumn(name=name, kind="number") for name in ("popularity", "trend")]
+    spec = CatalogueSpec(
+        items=with_column(tiny_items, "popularity", numbers).append_column("trend", pa.array(range(200))),
+        columns=columns,
+        roles=Roles(popularity="popularity"),
+    )
+    with pytest.raises(TableError, match=r"'popularity': 1 values are beyond float32, .*scale them, row 7"):
+        read_items(spec, FeatureSchema())
+    spec = replace(spec, items=tiny_items.append_column("trend", numbers))
+    assert len(read_items(spec, FeatureSchema()).ids) == 200
+    with pytest.raises(TableError, match=r"'trend': 1 values are beyond float32, .*scale them, row 7"):
+        read_items(spec, FeatureSchema(), ["trend"])
 
 
 def test_a_repeated_value_of_a_large_vocabulary_is_told_soon(tiny_bundle: Make) -> None:

@@ -22,7 +22,7 @@ from recserve.exporters.catalogue import read_items
 from recserve.exporters.errors import ExportError
 from recserve.exporters.export import export_bundle
 from recserve.exporters.item_lists import Lists, bought_together, popular_by, trending, trending_by
-from recserve.exporters.spec import EventsSpec, PopularBySpec, SourcesSpec, TogetherSpec, TrendingSpec
+from recserve.exporters.spec import EventsSpec, ItemColumn, PopularBySpec, SourcesSpec, TogetherSpec, TrendingSpec
 from recserve.exporters.specfile import read_spec
 from recserve.kernels.features import ColumnSpec, ColumnValues
 from recserve.server.bundle.reader import open_bundle
@@ -271,6 +271,17 @@ def refused(shop: Any, tmp_path: Path, sources: SourcesSpec) -> str:
     with pytest.raises(ExportError) as caught:
         export_bundle(replace(shop.spec, sources=sources), tmp_path / "bundle", console=Console(quiet=True))
     return str(caught.value)
+
+
+def test_a_trend_beyond_float32_is_told_with_the_items(shop: Any, tmp_path: Path) -> None:
+    catalogue = shop.spec.catalogue
+    items = pa.parquet.read_table(catalogue.items)
+    items = items.append_column("trend", pa.array([1e300, *range(1, len(items))], pa.float64()))
+    columns = [*catalogue.columns, ItemColumn(name="trend", kind="number")]
+    spec = replace(shop.spec, catalogue=replace(catalogue, items=items, columns=columns))
+    sources = replace(shop.spec.sources, trending=TrendingSpec(column="trend"))
+    told = refused(replace(shop, spec=spec), tmp_path, sources)
+    assert told.startswith("items, column 'trend': 1 values are beyond float32")
 
 
 def test_contradictions_are_told_at_once(shop: Any, tmp_path: Path) -> None:
