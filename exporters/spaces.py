@@ -54,8 +54,8 @@ def export_space(
         The manifest's entry.
 
     Raises:
-        ExportError: the spec contradicts itself, a tower or vectors are not what they should be, or the index does
-            not reach its recall.
+        ExportError: the spec contradicts itself, a tower or vectors are not what they should be, their inner products
+            may overflow, or the index does not reach its recall.
     """
     what = f"space {spec.name!r}"
     _check_spec(spec, what)
@@ -71,6 +71,8 @@ def export_space(
     if needs_queries(spec.index, *vectors.shape):
         queries = _queries(context, user_tower, users, what)
         _tell_zeros(queries, spec.name, tell)
+    if not spec.normalized:
+        _check_products(vectors, queries if users is None else users, what)
     index = build_index(spec.index, vectors, queries, writer, spec.name, Steps(progress, what))
     return manifest_pb2.Space(
         name=spec.name,
@@ -160,6 +162,30 @@ def _checked(vectors: Vectors, *, normalized: bool, what: str) -> Iterator[Vecto
         except TowerOutputError as error:
             raise ExportError(str(error)) from error
         yield block
+
+
+def _check_products(items: Vectors, users: Vectors | None, what: str) -> None:
+    """Refuse vectors whose inner products may leave float32, the type of scores: infinite ones have no order.
+
+    No inner product, nor a part of its sum, is beyond the product of the lengths. Items are queries as well: where a
+    user has no vector, the mean of a session's items stands in.
+    """
+    item = _longest(items)
+    user = 0.0 if users is None else _longest(users)
+    if item * max(item, user) > float(np.finfo(np.float32).max):
+        lengths = f"the longest item vector has length {item:.1e}" + (
+            f", the longest user's {user:.1e}" if user else ""
+        )
+        raise ExportError(
+            f"{what}: inner products may be beyond float32, the type of scores: {lengths}, and the product with the "
+            "longest of them is above 3.4e38: scale the vectors"
+        )
+
+
+def _longest(vectors: Vectors) -> float:
+    """Length of the longest vector, in double: squares overflow float32 sooner than products."""
+    blocks = (vectors[start : start + _BATCH].astype(np.float64) for start in range(0, len(vectors), _BATCH))
+    return max(float(np.sqrt(np.einsum("ij,ij->i", block, block).max())) for block in blocks)
 
 
 # --------------------------------------------------------------------------------------------------------------- users

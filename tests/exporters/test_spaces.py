@@ -221,6 +221,36 @@ def test_lengths_are_free_in_a_space_that_is_not_normalised(writer: BundleWriter
     assert not entry.normalized
 
 
+@pytest.mark.parametrize(
+    ("item", "user", "told"),
+    [
+        (1e20, 1e20, "item vector has length 1.0e+20, the longest user's 1.0e+20"),
+        (1e10, 1e29, "item vector has length 1.0e+10, the longest user's 1.0e+29"),
+        (1e20, 1.0, "item vector has length 1.0e+20, the longest user's 1.0e+00"),
+        (1e20, 0.0, "item vector has length 1.0e+20, and the product"),
+    ],
+)
+def test_inner_products_beyond_float32(
+    writer: BundleWriter, progress: Progress, item: float, user: float, told: str
+) -> None:
+    """Items are searched for, too: the mean of a session's stands in for a user's vector."""
+    fields = {"user_vectors": np.float32(user) * VECTORS[:1], "user_ids": ["a"]} if user else {}
+    spec = given(item_vectors=changed(3, np.float32(item) * VECTORS[3]), normalized=False, **fields)
+    with pytest.raises(ExportError) as caught:
+        export_space(writer, spec, make_context(), progress)
+    assert "space 'als': inner products may be beyond float32" in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_inner_products_just_within_float32(writer: BundleWriter, progress: Progress) -> None:
+    users = np.float32(1e20) * VECTORS[:1]
+    items = changed(0, np.float32(1e18) * VECTORS[0])
+    spec = given(item_vectors=items, normalized=False, user_vectors=users, user_ids=["a"])
+    assert export_space(writer, spec, make_context(), progress).user_vectors == 1
+    ((_, scores),) = ExactSearcher(items).search(users, 1, [None])
+    assert scores == pytest.approx([1e38])
+
+
 # -------------------------------------------------------------------------------------------------------------- indexes
 
 
