@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToJson
 from numpy.typing import NDArray
 
 from recserve.loadtest.generator.wire import Kind, Requests, header_block
-from recserve.loadtest.workload.scenario import Method, Request, Scenario, ScenarioError
+from recserve.loadtest.workload.scenario import Filters, Method, Request, Scenario, ScenarioError
 from recserve.server.bundle.columns import CategoryColumn
 from recserve.server.bundle.reader import Bundle
 from recserve.server.bundle.snapshot import Snapshot
@@ -215,8 +215,11 @@ def _context(request: Request, draw: _Draw) -> pb.Context:
     )
 
 
-def _filter(request: Request, draw: _Draw) -> pb.Filter:
+def _filter(request: Request, draw: _Draw) -> pb.Filter | None:
+    """None where nothing is filtered: a caller who wants no filter sends none, not an empty one."""
     wanted = request.filter
+    if wanted == Filters():
+        return None
     given = {
         name: value
         for name in ("price_min", "price_max", "in_stock", "in_region", "exclude_purchased", "exclude_shown")

@@ -165,7 +165,8 @@ class Resolver:
             has_user: whether there is a user whose purchases and exposures could be excluded.
         """
         placement = self._placement
-        if request.HasField("filter") or placement.settings.in_region or placement.problems:
+        asks = request.filter.ByteSize() > 0  # an empty filter is as good as none
+        if asks or placement.settings.in_region or placement.problems:
             return self._filter(request.filter, request.context.country, has_user)
         own = placement.own_filters
         if has_user not in own:

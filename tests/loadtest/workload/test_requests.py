@@ -87,6 +87,12 @@ def test_everything_that_a_scenario_can_say_is_in_the_request(sources: Sources) 
     assert len(wanted.include_categories) == 3
 
 
+def test_what_a_scenario_does_not_ask_for_is_not_in_the_request(sources: Sources) -> None:
+    """An empty filter is work for the server that callers without a filter do not give it."""
+    ((_, message),) = messages_of(parse_scenario('[[requests]]\ndevice = "phone"', "x"), sources, 1, seed=1)
+    assert {field.name for field, _ in message.ListFields()} == {"user_id", "count", "context"}
+
+
 def test_messages_are_framed_and_gone_through_again(sources: Sources) -> None:
     scenario = load_scenario("recommend")
     messages = messages_of(scenario, sources, 3, seed=1)
