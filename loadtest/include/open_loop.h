@@ -24,6 +24,7 @@
 #define LOOP_LOST_NS 3000000000LL     /* without any connection for so long, the target is given up */
 #define LOOP_LAST_NS 10000000000LL    /* how long answers without a deadline are waited for at the end */
 #define LOOP_LONGEST_NS 50000000LL    /* of one wait: a stop is noticed within it */
+#define LOOP_HELD_NS 1000000LL        /* of a wait for the target's limits, unless something comes in before */
 
 enum { LOOP_DONE, LOOP_STOPPED, LOOP_GONE };  /* how it ended: all sent, asked to stop, the target was given up */
 
@@ -46,6 +47,7 @@ typedef struct {
     int64_t end_ns;                   /* closed loop: nothing leaves after it */
     int64_t expiry_ns;                /* no call expires before */
     int64_t alive_ns;                 /* when a connection was there last */
+    int64_t held_ns;                  /* the target's limits held back what was due before */
     const volatile int32_t *stop;
     const char *error;                /* of the connection that failed last */
 } loop_state;
@@ -176,12 +178,14 @@ static int loop_any_up(const loop_state *l) {
 static int loop_send(loop_state *l, int64_t now) {
     h2_work *work = l->work;
     int64_t request = l->next, timeout = loop_kind(work, request)->timeout_ns, expires = work->due[request] + timeout;
+    if (work->due[request] < l->held_ns) work->flags[request] |= BLOCKED;  /* behind one that was held back */
     if (timeout && now >= expires) {
         loop_fail(work, request, DEADLINE_EXCEEDED, "the deadline passed before the request could leave", expires);
     } else if (!loop_any_up(l)) {
         loop_fail(work, request, LOST, "there is no connection to the target", now);
     } else if (!loop_begin(l, request, now)) {
         work->flags[request] |= BLOCKED;
+        l->held_ns = now + LOOP_HELD_NS;
         return 0;
     } else if (timeout && expires < l->expiry_ns) {
         l->expiry_ns = expires;
@@ -194,6 +198,7 @@ static int loop_send(loop_state *l, int64_t now) {
 static void loop_send_due(loop_state *l, int64_t now) {
     h2_work *work = l->work;
     int64_t first = l->next, open = l->outstanding ? loop_open_calls(l) : 0;
+    if (now < l->held_ns) l->held_ns = now;  /* the wait is over: what comes due from here on is held by nobody yet */
     while (l->next < work->requests) {
         if (l->outstanding) {
             if (now >= l->end_ns || open + l->next - first >= l->outstanding) break;
@@ -240,7 +245,7 @@ static int64_t loop_next(const loop_state *l, int64_t now) {
 static void loop_wait(loop_state *l, int64_t now) {
     int64_t wait = loop_next(l, now) - now;
     int blocked = wait <= 0;  /* what is due waits for the target, so nothing is late by waiting for it */
-    wait = blocked ? 1000000 : wait > LOOP_SPIN_NS ? wait - LOOP_SPIN_NS : 0;
+    wait = blocked ? LOOP_HELD_NS : wait > LOOP_SPIN_NS ? wait - LOOP_SPIN_NS : 0;
     struct timespec time = {(time_t)(wait / 1000000000), (long)(wait % 1000000000)};
     for (int i = 0; i < l->connections; i++) {
         const loop_peer *p = &l->peers[i];
@@ -294,6 +299,7 @@ static int loop_run(loop_state *l, int64_t kinds) {
     prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);
     loop_take_short_turns();
     l->alive_ns = now;
+    l->held_ns = 0;
     l->expiry_ns = INT64_MAX;
     for (;;) {
         now = loop_now();

@@ -144,6 +144,19 @@ def test_a_generator_that_is_held_up_says_so(timed_server: Callable[..., Any]) -
     assert found["max_ms"] >= found["lateness"]["max_ms"]
 
 
+def test_waiting_for_the_targets_streams_is_not_the_generators_lateness(timed_server: Callable[..., Any]) -> None:
+    """For 0.8 s the server does nothing. When it goes on, all of its 10 streams come free at once, time and again."""
+    server = timed_server(delays_s=[0.1], streams=10, stall_at_s=1.0, stall_s=0.8)
+    due = arrivals("constant", 80, 4)
+    found, start_ns = load(server.port, due, 4 - WARMUP_S, connections=1)
+    logged = of_log(server.end(), due, start_ns)
+    assert found["ok_share"] == 1.0
+    assert found["p99_ms"] == pytest.approx(np.percentile(logged, 99, method="higher"), rel=0.02)
+    assert found["p99_ms"] > 800
+    assert 60 < found["blocked"] < found["runs"]
+    assert found["lateness"]["max_ms"] < 100
+
+
 def test_h2load_agrees_on_throughput(timed_server: Callable[..., Any], tmp_path: Path) -> None:
     """An independent tool on the same target, both with 8 requests under way. The server's delays set the rate."""
     h2load = shutil.which("h2load")

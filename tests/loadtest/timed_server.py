@@ -1,7 +1,8 @@
 """A server that answers when it is told to and logs when it did: an oracle for latencies. One thread, no libraries.
 
 Its argument is a plan as JSON: `delays_s`, which requests have in turns by their number; `stall_at_s` and `stall_s`: so
-long after the first request it does nothing for so long; `log`: the file for [number, CLOCK_MONOTONIC] of each answer.
+long after the first request it does nothing for so long; `streams`: it takes so many requests at a time on a
+connection, and says so in its SETTINGS; `log`: the file for [number, CLOCK_MONOTONIC] of each answer.
 The number of a request are the last six bytes of its body. Its port stands on standard output.
 """
 
@@ -32,12 +33,13 @@ def answer(stream: int) -> bytes:
 
 
 class Peer:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, streams: int | None) -> None:
         self.connection = connection
         self.data = b""
         self.greeted = False
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sendall(frame(SETTINGS, 0, 0, b""))
+        limit = b"" if streams is None else b"\0\3" + streams.to_bytes(4)
+        connection.sendall(frame(SETTINGS, 0, 0, limit))
 
     def read(self) -> list[tuple[int, int]] | None:
         """Stream and number of each request that is whole; None: the connection has ended."""
@@ -86,7 +88,7 @@ def serve(plan: dict) -> None:
         for each in readable:
             if each is listener:
                 connection, _ = listener.accept()
-                peers[connection] = Peer(connection)
+                peers[connection] = Peer(connection, plan.get("streams"))
                 continue
             requests = peers[each].read()
             if requests is None:
