@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,8 @@ class Record:
         flags: BLOCKED: the target's limits (streams, windows) delayed it. DEGRADED: its answer says that it is.
         times: StageTimes of the answer to every `times_every`-th request: the size of the message, then its bytes.
         times_every: see there.
-        texts: by outcome, grpc-message of the first request that ended so: UTF-8, filled up with zeros.
+        texts: by outcome, grpc-message of the first request that ended so, percent-encoded as gRPC sends it, and
+            filled up with zeros.
         stop: one number; once it is not 0, nothing more is sent.
     """
 
@@ -80,12 +82,13 @@ class Record:
     def messages(self) -> dict[str, str]:
         """What the first request of each outcome was told, by the outcome's name."""
         texts = (bytes(text).partition(b"\0")[0].decode("utf-8", "replace") for text in self.texts)
-        return {name: text for name, text in zip(OUTCOMES, texts, strict=True) if text}
+        return {name: unquote(text) for name, text in zip(OUTCOMES, texts, strict=True) if text}
 
     def keep_text(self, outcome: int, text: str) -> None:
         """What a request of that outcome was told, unless it is known of another one."""
         if text and not self.texts[outcome, 0]:
-            cut = np.frombuffer(text.encode()[: TEXT_BYTES - 1], np.uint8)
+            encoded = text.replace("%", "%25").encode()  # nothing else would be decoded as something else
+            cut = np.frombuffer(encoded[: TEXT_BYTES - 1], np.uint8)
             self.texts[outcome, : len(cut)] = cut
 
 

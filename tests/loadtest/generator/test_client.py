@@ -95,6 +95,22 @@ def test_every_status_is_told_with_its_message(grpc_server: StartServer, code: g
     assert record.messages() == {code.name: f"because of {code.name}"}
 
 
+def test_messages_are_decoded(grpc_server: StartServer) -> None:
+    text = "50% of Ünïcode, 100%25\n" + 20 * "ü"
+
+    def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
+        return context.abort(grpc.StatusCode.INTERNAL, text)  # type: ignore[return-value]
+
+    port, _ = grpc_server(refuse)
+    assert run(port, [b"x"]).messages() == {"INTERNAL": text}
+
+
+def test_messages_of_other_clients_are_kept_as_they_are() -> None:
+    record = Record.new(1)
+    record.keep_text(OUTCOMES.index("INTERNAL"), "500: /a%20b, 50%")
+    assert record.messages() == {"INTERNAL": "500: /a%20b, 50%"}
+
+
 def test_an_unknown_method_is_unimplemented(grpc_server: StartServer) -> None:
     port, _ = grpc_server(lambda request, _: request, method="Other")
     assert set(named(run(port, [b"x"] * 3))) == {"UNIMPLEMENTED"}
