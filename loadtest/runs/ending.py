@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Final
 
 from recserve.loadtest.runs.once import Row, RunCutShort
+from recserve.loadtest.runs.signals import ENDING, handled
 from recserve.server.bundle.errors import RecserveError
 
 INTERRUPTED: Final = 130
@@ -17,7 +18,8 @@ INTERRUPTED: Final = 130
 class Ending:
     """Takes what ends a block early: Ctrl-C, a target that goes away, and errors that are told in words.
 
-    SIGTERM counts as Ctrl-C within it: servers that were started have sessions of their own, and would go on alone.
+    SIGTERM and SIGHUP count as Ctrl-C within it: servers that were started have sessions of their own, and would go on
+    alone.
 
     Attributes:
         problem: in words; empty: the block has come to its end.
@@ -31,11 +33,12 @@ class Ending:
         self.row: Row | None = None
 
     def __enter__(self) -> Ending:
-        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self._signals = handled(ENDING, signal.default_int_handler)
+        self._signals.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        signal.signal(signal.SIGTERM, self._before)
+        self._signals.__exit__(None, None, None)
         match error:
             case RunCutShort():
                 self.problem, self.row = str(error), error.row

@@ -1,24 +1,43 @@
-"""Signals that must not come between."""
+"""Signals that end a command, and that must not come between."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, Final
+
+ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+"""Besides Ctrl-C: being told to end, and a terminal that is closed."""
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+@contextlib.contextmanager
+def handled(signals: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
+    """Signals within the block are the handler's, but for those that are ignored: after `nohup`, SIGHUP stays so.
+
+    For the main thread, the only one that signals interrupt.
+    """
+    before: dict[signal.Signals, Any] = {}
+    for each in signals:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            before[each] = signal.signal(each, handler)
+    try:
+        yield
+    finally:
+        for each, found in before.items():
+            signal.signal(each, found)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM within the block take effect at its end: a process that it starts is not lost to them.
-
-    For the main thread, the only one that signals interrupt.
-    """
+    """Ctrl-C and what else ends a command take effect at the end of the block: a process started in it is not lost."""
     came: list[int] = []
-    before = {each: signal.signal(each, lambda sent, _: came.append(sent)) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with handled((signal.SIGINT, *ENDING), lambda sent, _: came.append(sent)):
+            yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
         for sent in came:
             signal.raise_signal(sent)

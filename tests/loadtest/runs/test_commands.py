@@ -165,7 +165,10 @@ def test_a_page_that_a_later_run_does_not_draw_is_said_to_be_old(
     assert f"{tmp_path / 'run.html'} is still of an earlier run" in capsys.readouterr().out
 
 
-def test_ctrl_c_keeps_what_was_measured(config: Path, running: tuple[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_keeps_what_was_measured(
+    config: Path, running: tuple[str, int], tmp_path: Path, sent: signal.Signals
+) -> None:
     out = tmp_path / "run.json"
     command = (sys.executable, "-m", "recserve.loadtest.cli", "run", "--target", running[0], "--config", str(config))
     options = ("--rate", "50", "--seconds", "60", "--warmup", "0", "--repeat", "3", "--out", str(out))
@@ -173,7 +176,7 @@ def test_ctrl_c_keeps_what_was_measured(config: Path, running: tuple[str, int], 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen((*command, *options), **pipes, text=True, env=environment) as process:
         _wait_for_load(running[1])
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         printed, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "cut short: interrupted" in printed
@@ -274,7 +277,7 @@ def test_a_server_without_its_bundle_leaves_no_result(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_server_starts_ends_both(config: Path, tmp_path: Path, sent: signal.Signals) -> None:
     out = tmp_path / "run.json"
     command = (sys.executable, "-m", "recserve.loadtest.cli", "run", "--config", str(config))

@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError
+from recserve.loadtest.runs.signals import uninterrupted
 from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
 from recserve.v1 import recommender_pb2 as pb
 
@@ -133,7 +134,7 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_very_moment_of_the_start_leaves_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
@@ -151,6 +152,17 @@ def test_a_signal_in_the_very_moment_of_the_start_leaves_no_server(
     assert ending.problem == "interrupted"
     (server,) = started
     assert server.returncode is not None
+
+
+def test_a_command_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Ending() as ending, uninterrupted():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ending.problem == ""
 
 
 def test_cores_that_there_are_not(tmp_path: Path) -> None:
