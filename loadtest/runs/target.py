@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from recserve.loadtest.generator.process import Protocol
 from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.runs.signals import uninterrupted
+from recserve.loadtest.runs.watch import check_watchable
 from recserve.loadtest.workload.requests import Message
 from recserve.server.client import CallError, call
 
@@ -153,8 +154,8 @@ def probe(target: Target, messages: Iterable[Message]) -> None:
         messages: one of each kind that will be sent.
 
     Raises:
-        TargetError: nothing listens, it does not speak HTTP/2 in clear text, it is not ready, or it does not answer a
-            request as it should.
+        TargetError: nothing listens, it does not speak HTTP/2 in clear text, it is not ready, it does not answer a
+            request as it should, or its process cannot be watched.
     """
     _speaks_http2(target)
     _is_serving(target)
@@ -163,6 +164,8 @@ def probe(target: Target, messages: Iterable[Message]) -> None:
             call(target.address, message, ANSWER_SECONDS)
         except CallError as error:
             raise TargetError(_refused(target, message, str(error))) from error
+    if target.pid:
+        check_watchable(target.pid)
 
 
 def _refused(target: Target, message: Message, answer: str) -> str:

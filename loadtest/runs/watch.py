@@ -10,6 +10,8 @@ from typing import Final
 
 import numpy as np
 
+from recserve.loadtest.runs.errors import TargetError
+
 MIB: Final = 2**20
 PSS_SECONDS: Final = 5.0
 """Between readings of the proportional set size, for which the kernel walks the page tables while the server runs."""
@@ -70,6 +72,27 @@ class Watch:
                 self.usage.pss_mib.append(round(pss / MIB, 1))
         except (FileNotFoundError, ProcessLookupError):
             self._pid = 0
+
+
+def check_watchable(pid: int) -> None:
+    """Read a process once, so that what is wrong with it is said before the load.
+
+    Raises:
+        TargetError: it does not exist, or this user may not read what it uses.
+    """
+    try:
+        for read in (cpu_seconds, _rss_bytes, pss_bytes):
+            read(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise TargetError(
+            f"there is no process {pid} on this machine: expected that of the server, for its CPU time and memory; "
+            "leave out --pid where the server runs on another one"
+        ) from None
+    except PermissionError as error:
+        raise TargetError(
+            f"this user may not read {error.filename}, for the CPU time and memory of process {pid}: run as the "
+            "server's user, or leave out --pid"
+        ) from None
 
 
 def cpu_seconds(pid: int) -> float:

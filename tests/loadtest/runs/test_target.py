@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ from recserve.loadtest.runs.ending import Ending
 from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.runs.signals import uninterrupted
 from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
+from recserve.loadtest.runs.watch import check_watchable
 from recserve.v1 import recommender_pb2 as pb
 
 MESSAGES = [pb.RecommendRequest(user_id="user-00")]
@@ -163,6 +165,29 @@ def test_a_command_under_nohup_outlives_its_terminal() -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert ending.problem == ""
+
+
+def test_a_process_that_there_is_not(grpc_server: StartServer) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    port, _ = grpc_server(lambda request, _: request)
+    with pytest.raises(TargetError, match=f"there is no process {ended.pid} on this machine.*leave out --pid"):
+        probe(Target("127.0.0.1", port, ended.pid), MESSAGES)
+
+
+def test_a_process_of_somebody_else() -> None:
+    """Only root can become somebody else; anybody else finds the first process to be root's."""
+    root = os.geteuid() == 0
+    pid = os.getppid() if root else 1
+    check_watchable(os.getpid())
+    try:
+        if root:
+            os.seteuid(65_534)
+        with pytest.raises(TargetError, match=f"may not read /proc/.*process {pid}: run as the server's user"):
+            check_watchable(pid)
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 def test_cores_that_there_are_not(tmp_path: Path) -> None:
