@@ -162,22 +162,37 @@ def _lateness(happened: Happened) -> dict[str, Any]:
 def _problems(happened: Happened, lateness: Mapping[str, float | None], latencies: HdrHistogram) -> list[str]:
     """Why the run's figures cannot be trusted; empty: they can.
 
-    Latencies count from when requests were due, so lateness is in them. A run counts when the p99 of lateness is at
-    most 1 ms, or at most a tenth of the p99 of latency, and when at most one request in a thousand never left.
+    Latencies count from when requests were due, so lateness is in them. A run counts when the p50 and the p99 of
+    lateness are each at most 1 ms, or at most a tenth of the same percentile of latency, and when at most one request
+    in a thousand never left.
     """
     problems = []
     total = happened.outcome.size + happened.unsent
-    late, latency = lateness["p99_ms"], percentiles(latencies)["p99_ms"]
-    if late is not None and latency is not None and late > max(MAX_LATENESS_MS, MAX_LATENESS_SHARE * latency):
-        problems.append(
-            f"the generator could not keep up: 1% of the requests left more than {late:.3g} ms late; give it a core "
-            "of its own (--generator-cores), or more processes (--processes) where one is too few for the rate"
-        )
+    latency = percentiles(latencies)
+    if (late := _late(lateness, latency, "p99_ms")) is not None:
+        problems.append(_could_not_keep_up("1%", late))
+    elif (late := _late(lateness, latency, "p50_ms")) is not None:
+        problems.append(_could_not_keep_up("half", late))
     if happened.unsent > MAX_UNSENT_SHARE * total:
         problems.append(f"{happened.unsent:,} of {total:,} requests never left")
     if not happened.outcome.size:
         problems.append("no request was measured")
     return problems
+
+
+def _late(lateness: Mapping[str, float | None], latency: Mapping[str, float | None], name: str) -> float | None:
+    """Milliseconds of lateness at a percentile that is too late; None: it is not."""
+    late, whole = lateness[name], latency[name]
+    if late is None or whole is None or late <= max(MAX_LATENESS_MS, MAX_LATENESS_SHARE * whole):
+        return None
+    return late
+
+
+def _could_not_keep_up(share: str, late_ms: float) -> str:
+    return (
+        f"the generator could not keep up: {share} of the requests left more than {late_ms:.3g} ms late; give it a "
+        "core of its own (--generator-cores), or more processes (--processes) where one is too few for the rate"
+    )
 
 
 def _stages(times: Sequence[pb.StageTimes]) -> dict[str, dict[str, float]]:

@@ -96,6 +96,14 @@ def test_when_a_run_counts(latency: float, late: float, valid: bool) -> None:
     assert bool(found["problems"]) is not valid
 
 
+@pytest.mark.parametrize(("median", "valid"), [(30.0, False), (60.0, True)])
+def test_a_run_counts_only_if_half_of_it_left_in_time(median: float, valid: bool) -> None:
+    """A long tail does not excuse lateness of 5 ms in a median of 30 ms."""
+    found = of(recorded([median] * 90 + [500.0] * 10, late_ms=5.0))
+    assert found["valid"] is valid
+    assert all("half of the requests left more than 5 ms late" in text for text in found["problems"])
+
+
 def test_lateness_that_the_target_causes_is_not_the_generators() -> None:
     record = recorded([50.0] * 100, late_ms=40.0)
     record.flags[:] = BLOCKED
