@@ -72,7 +72,6 @@ def render_page(content: Mapping[str, Any]) -> str:
         focus_name=_label(focus),
         cards=list(_cards(focus)),
         figures=list(_figures(content, focus)),
-        resources=charts.resources(focus["server"]) if len(focus["server"]["at_s"]) > 2 else "",
         outcomes=list(_outcomes(focus)),
         runs=runs_grid("", content["results"]),
         trend=content.get("trend", {}).get("words", []),
@@ -165,6 +164,11 @@ def _figures(content: Mapping[str, Any], focus: Mapping[str, Any]) -> Iterator[t
     if focus.get("timeline"):
         yield "Outcomes over time", f"at {_label(focus)}", charts.outcomes_over_time(focus["timeline"])
         yield "Latency over time", "by when requests were due", charts.latency_over_time(focus["timeline"])
+    if len(focus["server"]["at_s"]) > 2:
+        server, timeline = focus["server"], focus.get("timeline")
+        about = "of the server, from /proc" + ("" if timeline else ", with the warm-up")
+        yield "Cores in use", about, charts.cores_over_time(server, timeline)
+        yield "Memory", about, charts.memory_over_time(server, timeline)
 
 
 def _mark(content: Mapping[str, Any]) -> float | None:

@@ -196,10 +196,13 @@ def _could_not_keep_up(share: str, late_ms: float) -> str:
 
 
 def _stages(times: Sequence[pb.StageTimes]) -> dict[str, dict[str, float]]:
-    """The server's own times in milliseconds, over a share of the answers."""
+    """The server's own times in milliseconds, over a share of the answers; "other" is what no stage accounts for."""
+    if not times:
+        return {}
+    stages = {stage: np.array([getattr(each, f"{stage}_us") for each in times]) / 1000 for stage in STAGES}
+    known = np.sum([values for stage, values in stages.items() if stage != "total"], axis=0)
     found = {}
-    for stage in STAGES if times else ():
-        values = np.array([getattr(each, f"{stage}_us") for each in times]) / 1000
+    for stage, values in {**stages, "other": np.maximum(stages["total"] - known, 0)}.items():
         p50, p99 = np.percentile(values, (50, 99))
         found[stage] = {
             "mean_ms": round(float(values.mean()), 4),

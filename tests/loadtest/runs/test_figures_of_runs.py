@@ -140,6 +140,7 @@ def test_stage_times_are_sampled_from_good_answers() -> None:
     found = of(record)
     assert found["stages"]["rank"] == {"mean_ms": 2.0, "p50_ms": 2.0, "p99_ms": 2.98, "answers": 2}
     assert found["stages"]["total"]["p50_ms"] == 4
+    assert found["stages"]["other"] == found["stages"]["rank"], "what no stage accounts for: the other half"
     assert found["degraded"] == 1
 
 
