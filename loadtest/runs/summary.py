@@ -1,7 +1,7 @@
 """One table of many short runs of several servers, made in turns: on a busy machine the only fair comparison.
 
-`python -m recserve.loadtest.runs.summary OUT.json RUN.json …` puts the CPU time a request and the rates of the runs
-together, by scenario and by the name that each run was given (`--name`).
+`python -m recserve.loadtest.runs.summary OUT.json RUN.json …` puts the CPU time a request, the rates and the
+servers' memory of the runs together, by scenario and by the name that each run was given (`--name`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from recserve.loadtest.runs.compare import read_results
 from recserve.loadtest.runs.document import milliseconds
 
 FIGURES = ("cpu_ms_per_request", "requests_per_s")
+MEMORY = "pss_mib"
+"""At the end of a run, all processes of the server together; what several map counts once."""
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -39,21 +41,28 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             )
             for name in FIGURES:
                 row[name].append(result[name])
+            if memory := result.get("server", {}).get("pss_mib"):
+                row.setdefault(MEMORY, []).append(memory[-1])
     first = runs[0]
     about = {name: first[name] for name in ("host", "commit", "versions", "bundle", "config")}
     return {"workload": "summary", **about, "results": list(rows.values())}
 
 
 def summary_grids(content: Mapping[str, Any]) -> Iterable[Grid]:
-    """Its table: of each figure the median of the runs, and the best."""
+    """Its table: of each figure the median of the runs, and the best; memory where all runs have it."""
+    rows = content["results"]
+    memory = all(MEMORY in row for row in rows)
     yield Grid(
         title="Medians of runs that took turns, and the best run",
-        headings=("scenario, server", "runs", "CPU ms/request", "best", "answers/s", "best"),
-        rows=[_line(row) for row in content["results"]],
+        headings=(
+            *("scenario, server", "runs", "CPU ms/request", "best", "answers/s", "best"),
+            *(("memory MiB",) if memory else ()),
+        ),
+        rows=[_line(row, memory=memory) for row in rows],
     )
 
 
-def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _line(row: Mapping[str, Any], *, memory: bool) -> tuple[str, ...]:
     cpu, rate = (row[name] for name in FIGURES)
     return (
         f"{row['params']['scenario']}, {row['name']}",
@@ -62,6 +71,7 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
         milliseconds(min(cpu)),
         f"{statistics.median(rate):,.0f}",
         f"{max(rate):,.0f}",
+        *((f"{statistics.median(row[MEMORY]):,.0f}",) if memory else ()),
     )
 
 

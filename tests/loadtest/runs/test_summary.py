@@ -47,3 +47,14 @@ def test_runs_of_the_same_scenario_and_server_are_one_line(tmp_path: Path) -> No
         "| few, b | 1 | 0.3 | 0.3 | 2,000 | 2,000 |",
         "| many, a | 1 | 2 | 2 | 400 | 400 |",
     ]
+
+
+def test_memory_is_that_at_the_end(tmp_path: Path) -> None:
+    for number, mib in enumerate((90.0, 100.4, 95.0)):
+        content = run("few", "a", 0.5, 1000)
+        content["results"][0]["server"] = {"pss_mib": [80.0, mib]}
+        (tmp_path / f"{number}.json").write_text(json.dumps(content), "utf-8")
+    main([str(tmp_path / "all.json"), *(str(tmp_path / f"{number}.json") for number in range(3))])
+    [grid] = summary_grids(json.loads((tmp_path / "all.json").read_text("utf-8")))
+    assert grid.headings[-1] == "memory MiB"
+    assert grid.rows[0][-1] == "95"
