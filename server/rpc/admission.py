@@ -100,9 +100,14 @@ class Admission:
         self._empty.clear()
         return ticket
 
-    def observe(self, seconds: float, requests: int) -> None:
-        """One compute thread served a batch of `requests` in `seconds`."""
-        newest = seconds / requests
+    def observe(self, seconds: float, served: int, given_up: int = 0) -> None:
+        """One compute thread had a batch for `seconds`, of which some requests were served and others given up.
+
+        Who left or was too late cost little: counted, they would make requests look cheap just when time runs out.
+        A batch of nothing else tells at least that a request takes no less than its share. Were it passed over, an
+        estimate far too low, as before a slow start, would go on to let everybody in too late.
+        """
+        newest = seconds / served if served else max(seconds / given_up, self._seconds_each)
         if self._seconds_each:
             newest = (1 - _SMOOTHING) * self._seconds_each + _SMOOTHING * newest
         self._seconds_each = newest

@@ -90,12 +90,12 @@ class Batcher:
         threads: compute threads.
         max_batch: most requests in one batch.
         observe: told of each batch: seconds from its dispatch until its answers were back on the loop, and requests in
-            it that were seen through. Where the loop and the threads share a core, the loop's work is most of what a
-            busy server adds.
+            it that were seen through and that were given up. Where the loop and the threads share a core, the loop's
+            work is most of what a busy server adds.
     """
 
     def __init__(
-        self, threads: int, max_batch: int, observe: Callable[[float, int], None] = lambda _seconds, _requests: None
+        self, threads: int, max_batch: int, observe: Callable[[float, int, int], object] = lambda *_batch: None
     ) -> None:
         self._max_batch = max_batch
         self._observe = observe
@@ -201,10 +201,8 @@ class Batcher:
 
     def _finished(self, batch: _Batch, outcomes: list[Outcome]) -> None:
         self._idle += 1
-        # Who left or was too late cost little. Counted, they would make requests look cheap just when time runs out.
-        computed = sum(not isinstance(each, CallerGoneError | DeadlineExpiredError) for each in outcomes)
-        if computed:
-            self._observe(time.monotonic() - batch.dispatched, computed)
+        given_up = sum(isinstance(each, CallerGoneError | DeadlineExpiredError) for each in outcomes)
+        self._observe(time.monotonic() - batch.dispatched, len(outcomes) - given_up, given_up)
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             entry.deliver(outcome)
         self._dispatch()

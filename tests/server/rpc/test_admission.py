@@ -15,7 +15,7 @@ def soon(seconds: float = 10.0) -> float:
 
 def test_full_queue_refuses_at_once_and_says_when_to_come_back():
     admission = Admission(max_queue=2, threads=1)
-    admission.observe(seconds=0.4, requests=2)
+    admission.observe(seconds=0.4, served=2)
     tickets = [admission.admit(soon()) for _ in range(2)]
     with pytest.raises(OverloadedError, match="queue is full with 2") as refused:
         admission.admit(soon())
@@ -31,7 +31,7 @@ def test_retry_is_bounded_before_anything_was_measured_and_after_slow_work():
     with pytest.raises(OverloadedError) as unmeasured:
         admission.admit(soon())
     assert unmeasured.value.retry_after_s == 0.01
-    admission.observe(seconds=1000, requests=1)
+    admission.observe(seconds=1000, served=1)
     with pytest.raises(OverloadedError) as slow:
         admission.admit(soon())
     assert slow.value.retry_after_s == 10.0
@@ -39,7 +39,7 @@ def test_retry_is_bounded_before_anything_was_measured_and_after_slow_work():
 
 def test_a_deadline_that_the_queue_cannot_meet_is_refused():
     admission = Admission(max_queue=100, threads=2)
-    admission.observe(seconds=0.1, requests=1)
+    admission.observe(seconds=0.1, served=1)
     for _ in range(9):
         admission.admit(soon())
     with pytest.raises(OverloadedError, match="this and the 9 requests ahead will take about 500 ms"):
@@ -50,12 +50,23 @@ def test_a_deadline_that_the_queue_cannot_meet_is_refused():
 def test_an_empty_queue_always_admits():
     """Otherwise one slow start would refuse everybody for ever."""
     admission = Admission(max_queue=100, threads=1)
-    admission.observe(seconds=60, requests=1)
+    admission.observe(seconds=60, served=1)
     admission.admit(soon(0.5)).release()
     for _ in range(100):
-        admission.observe(seconds=0.001, requests=1)
+        admission.observe(seconds=0.001, served=1)
     admission.admit(soon(0.5))
     admission.admit(soon(0.5))
+
+
+def test_a_batch_of_which_all_were_late_can_raise_the_estimate_and_never_lower_it():
+    admission = Admission(max_queue=100, threads=1)
+    admission.observe(seconds=0.4, served=0, given_up=1)  # the first ever
+    admission.admit(soon())
+    with pytest.raises(OverloadedError, match="will take about 800 ms"):
+        admission.admit(soon(0.5))
+    admission.observe(seconds=0.01, served=0, given_up=30)
+    with pytest.raises(OverloadedError, match="will take about 800 ms"):
+        admission.admit(soon(0.5))
 
 
 def test_a_passed_deadline_is_not_admitted():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from recserve.kernels.features import ColumnLayout, ColumnValues
-from recserve.server.pipeline.errors import BundleLacksError, DeadlineExpiredError, NotReadyError
+from recserve.server.pipeline.errors import BundleLacksError, DeadlineExpiredError, NotReadyError, OverloadedError
 from recserve.server.pipeline.types import Query, QueryKind, Result, UserState
+from recserve.server.rpc.admission import Admission
 from recserve.server.rpc.batcher import Batcher
 
 NO_COLUMNS = ColumnValues.missing(ColumnLayout(()), 1)
@@ -79,6 +81,21 @@ class Echo:
             source_scores=nothing.astype(np.float32),
             source_ranks=nothing.astype(np.int32),
         )
+
+
+@dataclass
+class Slow:
+    """Takes 8 ms a request after the first few, and learns afterwards who was too late."""
+
+    firsts: list[float]
+    """Seconds for each of the first."""
+
+    def run(
+        self, work: Sequence[tuple[Query, UserState]], *, gone: Callable[[int], bool] | None = None
+    ) -> list[Result | Exception]:
+        for _ in work:
+            time.sleep(self.firsts.pop() if self.firsts else 0.008)
+        return Echo().run(work, gone=gone)
 
 
 def same(left: Result, right: Result) -> bool:
@@ -399,7 +416,7 @@ def test_batches_are_observed(run):
     observed: list[tuple[float, int]] = []
 
     async def scenario() -> None:
-        batcher = Batcher(1, 8, lambda seconds, requests: observed.append((seconds, requests)))
+        batcher = Batcher(1, 8, lambda seconds, served, _given_up: observed.append((seconds, served)))
         await asyncio.gather(*(batcher.submit(Echo(jitter=0.001), query(seed), USER) for seed in range(3)))
         await batcher.close()
 
@@ -408,13 +425,12 @@ def test_batches_are_observed(run):
     assert all(seconds > 0 for seconds, _ in observed)
 
 
-def test_who_was_too_late_is_not_observed(run):
-    """A batch of one answer and many who gave up took as long as its one answer did."""
-    observed: list[int] = []
+def test_who_was_too_late_is_observed_apart(run):
+    observed: list[tuple[int, int]] = []
     pipeline = Echo()
 
     async def scenario() -> None:
-        batcher = Batcher(1, 8, lambda _seconds, requests: observed.append(requests))
+        batcher = Batcher(1, 8, lambda _seconds, *requests: observed.append(requests))
         pipeline.gate.clear()
         asked = [query(0), *(query(seed, seconds=0.2) for seed in range(1, 5))]
         calls = [asyncio.create_task(batcher.submit(pipeline, each, USER)) for each in asked]
@@ -428,7 +444,36 @@ def test_who_was_too_late_is_not_observed(run):
 
     run(scenario())
     assert pipeline.batches[0] == [0, 1, 2, 3, 4]
-    assert observed == [1]
+    assert observed == [(1, 4)]
+
+
+@pytest.mark.parametrize(
+    "firsts", [[0.4], [0.001] * 600], ids=["after a slow start", "after requests that grew dearer"]
+)
+def test_a_server_that_was_taken_for_fast_serves_again(run, firsts):
+    """Under several times the load that it can bear."""
+    pipeline = Slow(list(firsts))
+    answered: list[float] = []
+
+    async def ask(admission: Admission, batcher: Batcher) -> None:
+        asked = query(0, seconds=0.05)
+        assert asked.deadline is not None
+        with contextlib.suppress(DeadlineExpiredError, OverloadedError), admission.admit(asked.deadline):
+            await batcher.submit(pipeline, asked, USER)
+            answered.append(time.monotonic())
+
+    async def scenario() -> None:
+        admission = Admission(1024, 1)
+        batcher = Batcher(1, 32, admission.observe)
+        start = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for call in range(2400):
+                await asyncio.sleep(start + call / 800 - time.monotonic())
+                group.create_task(ask(admission, batcher))
+        await batcher.close()
+        assert sum(when > start + 2.0 for when in answered) > 40  # of the 125 that a second has time for
+
+    run(scenario())
 
 
 def test_given_items_count_as_often_as_they_are_searched_for(run):
