@@ -107,12 +107,17 @@ def warm(name: str, pipeline: Pipeline, users: Users, settings: UserVectorCacheS
         return
     started = time.monotonic()
     active = users.most_active(min(settings.warm_users, settings.entries))
-    warmed = 0
+    asked = 0
+    failed: list[str] = []
     while some := list(islice(active, _WARMED_TOGETHER)):
-        pipeline.warm(some)
-        warmed += len(some)
+        errors = pipeline.warm([state for _, state in some])
+        failed += [f"{some[place][0]!r}: {error}" for place, error in errors.items()]
+        asked += len(some)
     seconds = time.monotonic() - started
-    logger.info('bundle "%s": made the vectors of the %d most active users in %.1f s', name, warmed, seconds)
+    logger.info('bundle "%s": made the vectors of the %d most active users in %.1f s', name, asked, seconds)
+    if failed:
+        text = 'bundle "%s": there is no vector of %d of these users, and their requests will fail; the first is %s'
+        logger.warning(text, name, len(failed), failed[0])
 
 
 def load_users(pipelines: Mapping[str, Pipeline], settings: Settings) -> Users:

@@ -173,7 +173,10 @@ class Pipeline:
         """The first half of the road, for whoever trains or checks a ranker: users with their vectors, and candidates.
 
         Args:
-            work: as for `run`; deadlines are not looked at.
+            work: as for `run`.
+
+        Raises:
+            Exception: of the first request that comes to no candidates, or is past its deadline.
         """
         jobs = self._retrieved(work)
         return [(job.request.subject, job.candidates) for job in jobs]
@@ -193,7 +196,10 @@ class Pipeline:
         """The road up to re-ranking, for whoever evaluates; `choose` is what remains of it.
 
         Args:
-            work: as for `run`; deadlines are not looked at.
+            work: as for `run`.
+
+        Raises:
+            Exception: as `retrieve`.
         """
         jobs = self._retrieved(work)
         self._rank(jobs)
@@ -202,11 +208,11 @@ class Pipeline:
     def _retrieved(self, work: Sequence[tuple[Query, UserState]]) -> list[_Job]:
         """Requests with their candidates."""
         jobs = [_Job(self._resolve(query, state)) for query, state in work]
-        self._embed(jobs)
-        for job in jobs:
-            if isinstance(job.outcome, Exception):
-                raise job.outcome
-        self._retrieve(jobs)
+        for stage in (self._embed, self._retrieve):
+            stage(jobs)
+            for job in jobs:
+                if isinstance(job.outcome, Exception):
+                    raise job.outcome
         return jobs
 
     @property
@@ -214,17 +220,19 @@ class Pipeline:
         """The vectors that user towers keep, by space; without those that keep none."""
         return {name: tower.kept for name, tower in self.engines.towers.items() if tower.keeps}
 
-    def warm(self, states: Sequence[UserState]) -> None:
+    def warm(self, states: Sequence[UserState]) -> dict[int, TowerOutputError]:
         """Have the user towers that keep vectors keep those of these users.
 
         Args:
             states: of known users.
+
+        Returns:
+            Why there is no vector of a user, by place in `states`; its requests end in the same error.
         """
         nowhere = ColumnValues.missing(self.bundle.schema.context_layout, 1)
         users = [subject(state, self.bundle.catalogue, context=nowhere, time_us=0) for state in states]
-        for tower in self.engines.towers.values():
-            if users and tower.keeps:
-                tower.embed(tower_users(users))
+        keeping = [tower for tower in self.engines.towers.values() if tower.keeps]
+        return {place: error for tower in keeping for place, error in _keep(tower, users)}
 
     def _resolve(self, query: Query, state: UserState) -> Request:
         """The query's user in terms of this bundle's rows."""
@@ -500,6 +508,17 @@ def _outcome(job: _Job) -> Result | Exception:
     return job.outcome
 
 
+def _keep(tower: UserTower, users: Sequence[Subject]) -> list[tuple[int, TowerOutputError]]:
+    """Have the users' vectors kept; the places of those of whom there is none, and why."""
+    try:
+        tower.embed(tower_users(users))
+    except TowerOutputError as error:
+        if len(users) == 1:
+            return [(0, error)]
+        return [(place, why) for place, user in enumerate(users) for _, why in _keep(tower, [user])]
+    return []
+
+
 def _embed_known(jobs: Sequence[_Job], space: str, tower: UserTower) -> None:
     """Give every known user its vector, or its request the reason why there is none."""
     try:
@@ -520,7 +539,7 @@ def _no_vector(query: Query, space: str, error: TowerOutputError) -> Exception:
     if not query.user_overrides:
         return error
     description = f"the user tower of space {space!r} makes no vector of it; give a value as users have them"
-    return InvalidRequestError([Violation(f'context.features["{name}"]', description) for name in query.user_overrides])
+    return InvalidRequestError([Violation(f"context.features[{name!r}]", description) for name in query.user_overrides])
 
 
 def _set_vector(request: Request, space: Space) -> None:

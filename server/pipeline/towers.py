@@ -517,8 +517,8 @@ class UserTower:
     def embed(self, users: TowerUsers) -> NDArray[np.float32]:
         """The users' vectors, [R, dim].
 
-        The network runs once for all users that are not in the cache, each distinct one taken once. A user's vector
-        does not depend on who shares the run: see `try_sharing`.
+        The network runs for users that are not in the cache, each distinct one taken once. A user's vector does not
+        depend on who shares a run: see `try_sharing`.
 
         Raises:
             TowerOutputError: a vector has another length than the space's, is not finite, or is not normalised.

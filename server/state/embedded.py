@@ -48,12 +48,13 @@ class Users:
             for user_id, row in zip(user_ids, rows, strict=True)
         ]
 
-    def most_active(self, count: int) -> Iterator[UserState]:
-        """Those with the longest histories, as far as the snapshot goes, without what they were shown."""
+    def most_active(self, count: int) -> Iterator[tuple[str, UserState]]:
+        """Ids of those with the longest histories, as far as the snapshot goes, and states without what was shown."""
         if self._snapshot is None:
             return
-        for row in self._snapshot.most_active(count).tolist():
-            yield _known(self._snapshot.state(row), np.empty(0, np.uint64))
+        rows = self._snapshot.most_active(count)
+        for user_id, row in zip(self._snapshot.user_ids(rows), rows.tolist(), strict=True):
+            yield user_id, _known(self._snapshot.state(row), np.empty(0, np.uint64))
 
     def _unknown(self, shown: NDArray[np.uint64]) -> UserState:
         return UserState(known=False, columns=self._missing, history=self._no_history, shown=shown)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def users(bundle: Bundle, tiny_snapshot: Callable[..., Path]) -> Users:
 @pytest.fixture
 def make_pipeline(bundle: Bundle, users: Users, squash: Any, tmp_path: Path) -> Callable[..., Pipeline]:
     """A pipeline over the tiny bundle whose space `als` has a user tower."""
-    some = list(users.most_active(SHARED_ROWS))
+    some = [state for _, state in users.most_active(SHARED_ROWS)]
 
     def make(limits: CacheLimits = NOTHING_KEPT, steepness: float = 0.0) -> Pipeline:
         session = CountingSession(open_session(network(tmp_path / "user.onnx", steepness), "cpu"))
@@ -239,7 +240,7 @@ def test_answers_are_the_same_without_the_cache(over_grpc, make_pipeline, users,
 
 
 def queries(bundle: Bundle, users: Users, count: int, **changes: Any) -> list[tuple[Query, UserState]]:
-    states = list(users.most_active(count))
+    states = [state for _, state in users.most_active(count)]
     return [
         (
             Query(
@@ -314,7 +315,7 @@ def test_features_that_no_vector_comes_of(make_pipeline, bundle, users) -> None:
     stored = fourth[0], dataclasses.replace(fourth[1], columns=fourth[1].columns.with_overrides(layout, {"age": 1e30}))
     mine, refused, yours, broken = pipeline.run([first, given, third, stored])
     assert isinstance(refused, InvalidRequestError)
-    assert [each.field for each in refused.violations] == ['context.features["age"]']
+    assert [each.field for each in refused.violations] == ["context.features['age']"]
     assert isinstance(broken, TowerOutputError)
     for together, alone in zip((mine, yours), pipeline.run([first, third]), strict=True):
         assert together.rows.tolist() == alone.rows.tolist()
@@ -350,6 +351,17 @@ def test_warmed_users_need_no_tower(
     assert bool(heights(pipeline)) == (not warmed)
     if entries:
         assert pipeline.kept_vectors["als"].hits == warmed
+
+
+def test_users_of_whom_no_vector_comes_are_left_out(make_pipeline, users, caplog: pytest.LogCaptureFixture) -> None:
+    """The server starts all the same: one user's odd age is no reason to serve nobody."""
+    settings = UserVectorCacheSettings(entries=100, warm_users=100)
+    pipeline = make_pipeline(settings.limits, steepness=float(np.finfo(np.float32).max) / 50)  # too much from 50 on
+    warm("main", pipeline, users, settings)
+    left_out = 50 - pipeline.kept_vectors["als"].entries
+    assert 0 < left_out < 50
+    assert f"no vector of {left_out} of these users" in caplog.text
+    assert re.search(r"the first is 'user-\d+': user tower of space 'als': row 0 is not finite", caplog.text)
 
 
 def test_nobody_is_warmed_without_a_snapshot(make_pipeline, bundle) -> None:
