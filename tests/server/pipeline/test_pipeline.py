@@ -154,6 +154,15 @@ def test_a_fusion_hears_of_items_that_no_source_has_among_its_first(
     assert chosen.ranks.max() > candidates
 
 
+def test_whoever_evaluates_is_told_of_a_deadline_that_has_passed(
+    pipeline: Pipeline, bundle: Bundle, snapshot: Snapshot
+) -> None:
+    late = query(bundle, user_id=snapshot.user_ids(np.array([3]))[0], deadline=0.0)
+    for half in (pipeline.retrieve, pipeline.rank):
+        with pytest.raises(DeadlineExpiredError, match="retrieve"):
+            half([(late, state_of(snapshot, 3))])
+
+
 @pytest.mark.parametrize("kind", [QueryKind.RECOMMEND, QueryKind.SIMILAR])
 def test_a_pool_smaller_than_the_count_does_not_shorten_the_list(
     pipeline: Pipeline, bundle: Bundle, kind: QueryKind
