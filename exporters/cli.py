@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, required=True, help="directory to make, for bundle/ and snapshot/")
     build.set_defaults(run=_build)
 
-    inspect = commands.add_parser("inspect", help="what a bundle holds")
-    inspect.add_argument("bundle", type=Path)
+    inspect = commands.add_parser("inspect", help="what a bundle or a user snapshot holds")
+    inspect.add_argument("path", type=Path, help="its directory")
     inspect.set_defaults(run=_inspect)
 
     verify = commands.add_parser("verify", help="check a bundle's files, and replay its golden requests")
@@ -103,9 +103,9 @@ def _build(options: argparse.Namespace, console: Console) -> None:
 
 
 def _inspect(options: argparse.Namespace, _console: Console) -> None:
-    from recserve.exporters.inspect import inspect_bundle  # noqa: PLC0415
+    from recserve.exporters.inspect import inspect_artifact  # noqa: PLC0415
 
-    Console().print(inspect_bundle(options.bundle))
+    Console().print(inspect_artifact(options.path))
 
 
 def _verify(options: argparse.Namespace, _console: Console) -> None:
