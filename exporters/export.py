@@ -26,7 +26,7 @@ from recserve.exporters.oracle import load_models
 from recserve.exporters.ranker import CompiledRanker, compile_ranker
 from recserve.exporters.report import Check, ExportReport
 from recserve.exporters.report_page import REPORT_FILE, render_page
-from recserve.exporters.snapshot import export_snapshot
+from recserve.exporters.snapshot import check_snapshot_spec, export_snapshot
 from recserve.exporters.sources import score_columns, write_sources
 from recserve.exporters.spaces import export_space
 from recserve.exporters.spec import BundleSpec, EvaluationSpec, SnapshotSpec, SpaceSpec
@@ -71,6 +71,7 @@ def export_bundle(
         BundleError: the snapshot is not one for this bundle, or the finished bundle does not answer as its models do;
             nothing is left under `out`.
     """
+    check_spec(spec, has_snapshot=snapshot is not None)
     with BundleWriter(out) as writer, _progress(console) as progress:
         return _Export(spec, writer, progress, snapshot).run()
 
@@ -92,8 +93,10 @@ def export_all(
     Raises:
         ExportError, BundleError: see `export_bundle`.
     """
+    check_spec(spec, has_snapshot=users is not None)
+    if users is not None:
+        check_snapshot_spec(users)
     with staged_directory(out) as directory:
-        check_spec(spec, has_snapshot=users is not None)
         snapshot = None
         if users is not None:
             vocabularies = read_items(spec.catalogue, spec.features).vocabularies
@@ -106,7 +109,6 @@ class _Export:
     """The steps of one export, in order."""
 
     def __init__(self, spec: BundleSpec, writer: BundleWriter, progress: Progress, snapshot: Path | None) -> None:
-        check_spec(spec, has_snapshot=snapshot is not None)
         self._spec = spec
         self._writer = writer
         self._progress = progress

@@ -398,7 +398,7 @@ def test_a_failing_export_leaves_nothing(shop: Any, complete: Any, tmp_path: Pat
 
 
 def test_an_existing_directory_is_refused_at_once(shop: Any, complete: Any, quiet: Console) -> None:
-    spec = replace(shop.spec, catalogue=replace(shop.spec.catalogue, items=Path("/nowhere.parquet")))
+    spec = replace(shop.spec, catalogue=replace(shop.spec.catalogue, items=shop.root / "features.json"))
     with pytest.raises(ExportError, match="exists: bundles are immutable"):
         export_bundle(spec, complete.path, console=quiet)
     open_bundle(complete.path)
@@ -441,6 +441,17 @@ def test_every_contradiction_of_a_specification_at_once(shop: Any, tmp_path: Pat
         "golden_user_ids: names users of a user snapshot, and there is none: export with one, or leave them out",
         "ranker click: there is no file /x/y.txt",
     ]
+
+
+def test_a_refused_specification_makes_no_directories(shop: Any, tmp_path: Path, quiet: Console) -> None:
+    out, nameless = tmp_path / "new" / "shop", replace(shop.spec, name="")
+    with pytest.raises(ExportError, match="name: a bundle needs one"):
+        export_bundle(nameless, out, console=quiet)
+    with pytest.raises(ExportError, match="name: a bundle needs one"):
+        export_all(nameless, shop.users, out, console=quiet)
+    with pytest.raises(ExportError, match="the snapshot needs a version"):
+        export_all(shop.spec, replace(shop.users, version=""), out, console=quiet)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_feature_of_a_space_that_proposes_nothing(shop: Any, tmp_path: Path) -> None:
