@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recserve.exporters.errors import ExportError
+from recserve.exporters.evaluation.results import figure_names
 from recserve.exporters.sources import TOGETHER, TRENDING, category_columns
 from recserve.exporters.spec import BundleSpec, PopularBySpec, SourcesSpec, SpaceSpec, TogetherSpec, TrendingSpec
 from recserve.kernels.features.operations import suggest
@@ -112,13 +113,17 @@ def _feature_problems(spec: BundleSpec) -> Iterator[str]:
     for name in spec.features.spaces:
         if name not in spaces:
             yield f'features: there is no space "{name}"{suggest(name, spaces)}'
-    silent = [space.name for space in spec.spaces if space.user_tower is None and space.user_vectors is None]
-    sources = [*(name for name in spaces if name not in silent), *_further_sources(spec)]
+    sources = [*_proposing_spaces(spec), *_further_sources(spec)]
     for name in spec.features.sources:
-        if name in silent:
+        if name in spaces and name not in sources:
             yield f'features: space "{name}" has no users, so it proposes no candidates{suggest("", sources)}'
         elif name not in sources:
             yield f'features: there is no candidate source "{name}"{suggest(name, sources)}'
+
+
+def _proposing_spaces(spec: BundleSpec) -> list[str]:
+    """Names of the spaces that have users, and thus propose candidates."""
+    return [space.name for space in spec.spaces if space.user_tower is not None or space.user_vectors is not None]
 
 
 def _further_sources(spec: BundleSpec) -> Iterator[str]:
@@ -218,6 +223,12 @@ def _evaluation_problems(spec: BundleSpec, *, has_snapshot: bool) -> Iterator[st
         yield "evaluation: needs the user snapshot of the cut-off, and there is none"
     if not spec.evaluation.time_us:
         yield "evaluation: needs the cut-off, the time of its requests"
+    spaces = _proposing_spaces(spec)
+    sources = [*spaces, *_further_sources(spec)]
+    names = list(figure_names(spec.evaluation, spaces, sources, ranked=bool(spec.rankers)))
+    for name in spec.evaluation.minimum:
+        if name not in names:
+            yield f"evaluation: minimum: there is no figure {name!r}{suggest(name, names)}"
 
 
 def _file_problems(spec: BundleSpec) -> Iterator[str]:

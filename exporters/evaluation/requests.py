@@ -53,6 +53,11 @@ class Requests:
         return replace(self.served(user_id), quotas=(Quota(source, 1.0),), fusion=None, count=0)
 
 
+def excludes_purchased(placement: PlacementSpec, mode: EvaluationMode) -> bool:
+    """Whether nothing is answered that the user has bought."""
+    return placement.exclude_purchased or mode == "first"
+
+
 def make_requests(pipeline: Pipeline, placement: PlacementSpec, mode: EvaluationMode, time_us: int) -> Requests:
     """Resolve a placement.
 
@@ -77,7 +82,7 @@ def make_requests(pipeline: Pipeline, placement: PlacementSpec, mode: Evaluation
         context=ColumnValues.missing(bundle.schema.context_layout, 1),
         filter=ItemFilter(
             in_stock=placement.in_stock and bundle.catalogue.role("in_stock") is not None,
-            exclude_purchased=placement.exclude_purchased or mode == "first",
+            exclude_purchased=excludes_purchased(placement, mode),
         ),
         rerank=rerank,
         candidates=placement.candidates,

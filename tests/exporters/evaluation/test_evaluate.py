@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from recserve.exporters.evaluation import metrics
 from recserve.exporters.evaluation.answers import BATCH, TOP, Answers, answer
 from recserve.exporters.evaluation.placement import read_placement
 from recserve.exporters.evaluation.requests import make_requests
-from recserve.exporters.evaluation.results import Evaluation
+from recserve.exporters.evaluation.results import Evaluation, figure_names
 from recserve.exporters.evaluation.times import parse_time
 from recserve.exporters.evaluation.truth import read_truth
 from recserve.exporters.evaluation.users import SEGMENTS, open_users, purchase_code, segment
@@ -460,8 +461,16 @@ def test_a_minimum_is_held_against_the_figures(found: Evaluation) -> None:
     found.check({"all.full.ndcg@10": value, "all.union.recall@100": 0.01})
     with pytest.raises(ExportError, match=r"all.full.ndcg@10 is 0.\d+, the minimum 0.99"):
         found.check({"all.full.ndcg@10": 0.99})
-    with pytest.raises(ExportError, match=r"there is no figure 'ndcg@10'; the figures are all.full.ndcg@10"):
-        found.check({"ndcg@10": 0.1})
+    with pytest.raises(ExportError, match=r"there is no figure 'all.ful.ndcg@10'; did you mean \"all.full.ndcg@10\"?"):
+        found.check({"all.ful.ndcg@10": 0.1})
+
+
+def test_the_names_of_the_figures_are_known_beforehand(
+    pipeline: Pipeline, spec: EvaluationSpec, found: Evaluation
+) -> None:
+    spaces = [name for name in pipeline.sources if name in pipeline.bundle.spaces]
+    assert sorted(figure_names(spec, spaces, pipeline.sources, ranked=True)) == sorted(found.figures())
+    assert not any(".relevance." in name for name in figure_names(spec, spaces, pipeline.sources, ranked=False))
 
 
 # ------------------------------------------------------------------------------------------------------ export, command
@@ -509,6 +518,30 @@ def test_a_bundle_below_the_minimum_is_not_written(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ExportError, match="evaluation: needs the user snapshot of the cut-off"):
         export_bundle(flat, tmp_path / "bundle", console=quiet)
+
+
+def test_a_minimum_of_no_figure_is_refused_before_anything_is_read(
+    complete: Any, flat: BundleSpec, tmp_path: Path
+) -> None:
+    assert flat.evaluation is not None
+    names = ("all.full.ndgc@10", "first.own.map@10", "all.union.recall@500", "?")
+    misspelt = replace(flat.evaluation, minimum={"all.full.ndcg@10": 0.1, **dict.fromkeys(names, 0.1)})
+    log = io.StringIO()
+    with pytest.raises(ExportError) as caught:
+        export_bundle(
+            replace(flat, evaluation=misspelt),
+            tmp_path / "bundle",
+            snapshot=complete.snapshot,
+            console=Console(file=log),
+        )
+    _, *told, every = str(caught.value).splitlines()
+    assert told == [
+        "  evaluation: minimum: there is no figure 'all.full.ndgc@10'; did you mean \"all.full.ndcg@10\"?",
+        "  evaluation: minimum: there is no figure 'first.own.map@10'; did you mean \"first.als.map@10\"?",
+        "  evaluation: minimum: there is no figure 'all.union.recall@500'; did you mean \"all.union.recall@60\"?",
+    ]
+    assert "figure '?'; valid: all.full.ndcg@10, all.full.precision@10, " in every
+    assert log.getvalue() == ""
 
 
 def test_a_specification_file_says_how_to_evaluate(complete: Any, truth: pa.Table, tmp_path: Path) -> None:
