@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.types import JsonValue
 
 from recserve.server.bundle.layout import MAX_WEIGHT
@@ -27,6 +36,16 @@ _LAST_MOMENT = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
+
+
+def _refuse_nul(path: Path) -> Path:
+    """Python raises a ValueError, which is nobody's mistake, from whatever looks at such a path first."""
+    if "\0" in str(path):
+        raise ValueError("holds a NUL character (\\u0000), which no path can have: remove it")
+    return path
+
+
+Directory = Annotated[Path, AfterValidator(_refuse_nul)]
 
 
 def _unit(name: str) -> dict[str, JsonValue]:
@@ -127,7 +146,7 @@ class BundleSettings(_Section):
     """A bundle to serve. The first is the default; requests name the others in their field `bundle`."""
 
     name: Name = Field(default="default", description="What requests call it; unique.")
-    path: Path = Field(
+    path: Directory = Field(
         description="The bundle's directory; relative to the configuration file, or else to where the server starts."
     )
 
@@ -135,7 +154,7 @@ class BundleSettings(_Section):
 class StateSettings(_Section):
     """What is known of users."""
 
-    snapshot: Path | None = Field(
+    snapshot: Directory | None = Field(
         default=None,
         description="Directory of the user snapshot; without one every user is unknown. Relative as `bundles.path`.",
     )
