@@ -11,7 +11,15 @@ from typing import Any, Final
 from recserve.exporters.errors import ExportError
 from recserve.exporters.evaluation.results import figure_names
 from recserve.exporters.sources import TOGETHER, TRENDING, category_columns
-from recserve.exporters.spec import BundleSpec, PopularBySpec, SourcesSpec, SpaceSpec, TogetherSpec, TrendingSpec
+from recserve.exporters.spec import (
+    BundleSpec,
+    PopularBySpec,
+    SourcesSpec,
+    SpaceSpec,
+    TableSource,
+    TogetherSpec,
+    TrendingSpec,
+)
 from recserve.kernels.features.operations import suggest
 from recserve.server.bundle.layout import MAX_DAYS, NAME_RULE, SOURCE_NAMES, is_name
 from recserve.server.pipeline.sources import AGAIN, NEW, POPULAR, POPULAR_IN_CATEGORY, SIMILAR
@@ -55,7 +63,7 @@ def check_spec(spec: BundleSpec, *, has_snapshot: bool) -> None:
 
 def source_files(spec: BundleSpec) -> Iterator[tuple[str, object]]:
     """What a bundle is made from, by part: paths, and objects in memory."""
-    yield "items", spec.catalogue.items
+    yield "items", _table(spec.catalogue.items)
     for space in spec.spaces:
         parts = {
             "item tower": space.item_tower and space.item_tower.model,
@@ -72,9 +80,14 @@ def source_files(spec: BundleSpec) -> Iterator[tuple[str, object]]:
         "events": sources.events and sources.events.table,
         "users of the events": sources.events and sources.events.users,
     }
-    yield from ((part, table) for part, table in tables.items() if table is not None)
+    yield from ((part, _table(table)) for part, table in tables.items() if table is not None)
     if spec.evaluation is not None:
-        yield "truth", spec.evaluation.truth
+        yield "truth", _table(spec.evaluation.truth)
+
+
+def _table(source: TableSource) -> object:
+    """A table may be given by a text, its path; for a ranker, a text is the model itself."""
+    return Path(source) if isinstance(source, str) else source
 
 
 def _identity_problems(spec: BundleSpec) -> Iterator[str]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # heavy, optional libraries: only their names are needed here
 
     from recserve.exporters.source_models import Model
 
-TableSource: TypeAlias = "Path | pyarrow.Table"
-"""A Parquet, CSV or Arrow (IPC file or stream) file, by its suffix, or a table in memory."""
+TableSource: TypeAlias = "Path | str | pyarrow.Table"
+"""The path of a Parquet, CSV or Arrow (IPC file or stream) file, by its suffix, or a table in memory."""
 
 ColumnKind = Literal["number", "integer", "category", "categories", "time", "flag", "string"]
 """How an item attribute is stored; see ColumnType in manifest.proto."""

@@ -93,6 +93,17 @@ def test_a_bundle_says_what_it_is_and_what_it_was_made_from(complete: Any) -> No
     assert made_from == {"user snapshot": ("snapshot.json", file_sha256(complete.snapshot / "snapshot.json"))}
 
 
+def test_a_table_by_a_text_is_the_file_of_that_path(shop: Any, tmp_path: Path, quiet: Console) -> None:
+    items = str(shop.root / "items.parquet")
+    spec = replace(shop.spec, catalogue=replace(shop.spec.catalogue, items=items), rankers=())
+    manifest = export_bundle(spec, tmp_path / "bundle", console=quiet).manifest
+    made_from = {source.role: (source.path, source.sha256) for source in manifest.made_from}
+    assert made_from["items"] == ("items.parquet", file_sha256(shop.root / "items.parquet"))
+    missing = replace(spec, catalogue=replace(shop.spec.catalogue, items=f"{items}.gz"))
+    with pytest.raises(ExportError, match=r"items: there is no file .*items\.parquet\.gz"):
+        export_bundle(missing, tmp_path / "other", console=quiet)
+
+
 def test_progress_and_report_name_every_part(complete: Any) -> None:
     steps = re.findall(r"^(\S.*?) +[\d.]+ s$", complete.log, re.MULTILINE)
     assert steps == ["items", "vector spaces", "candidate sources", "rankers", "golden requests", "verification"]
