@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,13 +96,15 @@ def export_all(
     check_spec(spec, has_snapshot=users is not None)
     if users is not None:
         check_snapshot_spec(users)
+    snapshot = None
+    seconds: dict[str, float] = {}
     with staged_directory(out) as directory:
-        snapshot = None
         if users is not None:
-            vocabularies = read_items(spec.catalogue, spec.features).vocabularies
-            snapshot = export_snapshot(users, spec.features, vocabularies, directory / "snapshot")
+            with _progress(console) as progress, _step("user snapshot", progress, seconds):
+                vocabularies = read_items(spec.catalogue, spec.features).vocabularies
+                snapshot = export_snapshot(users, spec.features, vocabularies, directory / "snapshot")
         report = export_bundle(spec, directory / "bundle", snapshot=snapshot, console=console)
-    return replace(report, path=out / "bundle")
+    return replace(report, path=out / "bundle", seconds={**seconds, **report.seconds})
 
 
 class _Export:
@@ -321,16 +323,19 @@ class _Export:
     def _check(self, part: str, against: str, result: str) -> None:
         self._report.checks.append(Check(part, against, result))
 
-    @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        """Times a step, shows it while it runs, and prints a line when it is done."""
-        task = self._progress.add_task(name, total=None)
-        start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
-        self._progress.remove_task(task)
-        self._progress.console.print(f"{name:<34} {seconds:6.1f} s", highlight=False)
-        self._report.seconds[name] = seconds
+    def _step(self, name: str) -> AbstractContextManager[None]:
+        return _step(name, self._progress, self._report.seconds)
+
+
+@contextmanager
+def _step(name: str, progress: Progress, seconds: dict[str, float]) -> Iterator[None]:
+    """Times a step, shows it while it runs, and prints a line when it is done."""
+    task = progress.add_task(name, total=None)
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+    progress.remove_task(task)
+    progress.console.print(f"{name:<34} {seconds[name]:6.1f} s", highlight=False)
 
 
 def _progress(console: Console | None) -> Progress:

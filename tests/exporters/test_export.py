@@ -350,6 +350,7 @@ def test_with_an_index(
 def test_a_bundle_with_its_users_in_one_go(shop: Any, tmp_path: Path, quiet: Console) -> None:
     report = export_all(shop.spec, shop.users, tmp_path / "shop", console=quiet)
     assert report.path == tmp_path / "shop/bundle"
+    assert [*report.seconds][:2] == ["user snapshot", "items"]
     open_snapshot(tmp_path / "shop/snapshot").check_fits(open_bundle(report.path))
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
     with pytest.raises(ExportError, match="exists"):
