@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, required=True, help="directory to make, for bundle/ and snapshot/")
     build.set_defaults(run=_build)
 
-    inspect = commands.add_parser("inspect", help="what a bundle holds")
-    inspect.add_argument("bundle", type=Path)
+    inspect = commands.add_parser("inspect", help="what a bundle or a user snapshot holds")
+    inspect.add_argument("path", type=Path, help="its directory")
     inspect.set_defaults(run=_inspect)
 
     verify = commands.add_parser("verify", help="check a bundle's files, and replay its golden requests")
@@ -103,9 +103,9 @@ def _build(options: argparse.Namespace, console: Console) -> None:
 
 
 def _inspect(options: argparse.Namespace, _console: Console) -> None:
-    from recserve.exporters.inspect import inspect_bundle  # noqa: PLC0415
+    from recserve.exporters.inspect import inspect_artifact  # noqa: PLC0415
 
-    Console().print(inspect_bundle(options.bundle))
+    Console().print(inspect_artifact(options.path))
 
 
 def _verify(options: argparse.Namespace, _console: Console) -> None:
@@ -126,9 +126,10 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
     from recserve.exporters.evaluation.page import evaluation_notes, evaluation_tables, render_evaluation  # noqa: PLC0415
     from recserve.exporters.evaluation.placement import read_placement  # noqa: PLC0415
     from recserve.exporters.evaluation.times import parse_time  # noqa: PLC0415
-    from recserve.exporters.spec import EvaluationSpec, PlacementSpec  # noqa: PLC0415
+    from recserve.exporters.spec import EvaluationSpec  # noqa: PLC0415
+    from recserve.server.pipeline.settings import DEFAULT_PLACEMENT, PlacementSettings  # noqa: PLC0415
 
-    if options.placement != "default" and options.config is None:
+    if options.placement != DEFAULT_PLACEMENT and options.config is None:
         raise ExportError(f"--placement {options.placement} is one of a server's configuration: add --config")
     for path in filter(None, (options.out, options.report)):
         _check_writable(path)
@@ -138,7 +139,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
         user_column=options.user_column,
         item_column=options.item_column,
         time_column=options.time_column,
-        placement=read_placement(options.config, options.placement) if options.config else PlacementSpec(),
+        placement=read_placement(options.config, options.placement) if options.config else PlacementSettings(),
         modes=options.mode or ("all", "first"),
         new_users=options.new_users,
     )

@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from recserve.exporters.errors import ExportError
+from recserve.exporters.evaluation.results import figure_names
 from recserve.exporters.sources import TOGETHER, TRENDING, category_columns
-from recserve.exporters.spec import BundleSpec, PopularBySpec, SourcesSpec, SpaceSpec, TogetherSpec, TrendingSpec
+from recserve.exporters.spec import (
+    BundleSpec,
+    PopularBySpec,
+    SourcesSpec,
+    SpaceSpec,
+    TableSource,
+    TogetherSpec,
+    TrendingSpec,
+)
 from recserve.kernels.features.operations import suggest
 from recserve.server.bundle.layout import MAX_DAYS, NAME_RULE, SOURCE_NAMES, is_name
 from recserve.server.pipeline.sources import AGAIN, NEW, POPULAR, POPULAR_IN_CATEGORY, SIMILAR
@@ -54,7 +63,7 @@ def check_spec(spec: BundleSpec, *, has_snapshot: bool) -> None:
 
 def source_files(spec: BundleSpec) -> Iterator[tuple[str, object]]:
     """What a bundle is made from, by part: paths, and objects in memory."""
-    yield "items", spec.catalogue.items
+    yield "items", _table(spec.catalogue.items)
     for space in spec.spaces:
         parts = {
             "item tower": space.item_tower and space.item_tower.model,
@@ -71,9 +80,14 @@ def source_files(spec: BundleSpec) -> Iterator[tuple[str, object]]:
         "events": sources.events and sources.events.table,
         "users of the events": sources.events and sources.events.users,
     }
-    yield from ((part, table) for part, table in tables.items() if table is not None)
+    yield from ((part, _table(table)) for part, table in tables.items() if table is not None)
     if spec.evaluation is not None:
-        yield "truth", spec.evaluation.truth
+        yield "truth", _table(spec.evaluation.truth)
+
+
+def _table(source: TableSource) -> object:
+    """A table may be given by a text, its path; for a ranker, a text is the model itself."""
+    return Path(source) if isinstance(source, str) else source
 
 
 def _identity_problems(spec: BundleSpec) -> Iterator[str]:
@@ -112,13 +126,17 @@ def _feature_problems(spec: BundleSpec) -> Iterator[str]:
     for name in spec.features.spaces:
         if name not in spaces:
             yield f'features: there is no space "{name}"{suggest(name, spaces)}'
-    silent = [space.name for space in spec.spaces if space.user_tower is None and space.user_vectors is None]
-    sources = [*(name for name in spaces if name not in silent), *_further_sources(spec)]
+    sources = [*_proposing_spaces(spec), *_further_sources(spec)]
     for name in spec.features.sources:
-        if name in silent:
+        if name in spaces and name not in sources:
             yield f'features: space "{name}" has no users, so it proposes no candidates{suggest("", sources)}'
         elif name not in sources:
             yield f'features: there is no candidate source "{name}"{suggest(name, sources)}'
+
+
+def _proposing_spaces(spec: BundleSpec) -> list[str]:
+    """Names of the spaces that have users, and thus propose candidates."""
+    return [space.name for space in spec.spaces if space.user_tower is not None or space.user_vectors is not None]
 
 
 def _further_sources(spec: BundleSpec) -> Iterator[str]:
@@ -218,6 +236,12 @@ def _evaluation_problems(spec: BundleSpec, *, has_snapshot: bool) -> Iterator[st
         yield "evaluation: needs the user snapshot of the cut-off, and there is none"
     if not spec.evaluation.time_us:
         yield "evaluation: needs the cut-off, the time of its requests"
+    spaces = _proposing_spaces(spec)
+    sources = [*spaces, *_further_sources(spec)]
+    names = list(figure_names(spec.evaluation, spaces, sources, ranked=bool(spec.rankers)))
+    for name in spec.evaluation.minimum:
+        if name not in names:
+            yield f"evaluation: minimum: there is no figure {name!r}{suggest(name, names)}"
 
 
 def _file_problems(spec: BundleSpec) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from recserve.exporters.oracle import load_models
 from recserve.exporters.ranker import CompiledRanker, compile_ranker
 from recserve.exporters.report import Check, ExportReport
 from recserve.exporters.report_page import REPORT_FILE, render_page
-from recserve.exporters.snapshot import export_snapshot
+from recserve.exporters.snapshot import check_snapshot_spec, export_snapshot
 from recserve.exporters.sources import score_columns, write_sources
 from recserve.exporters.spaces import export_space
 from recserve.exporters.spec import BundleSpec, EvaluationSpec, SnapshotSpec, SpaceSpec
@@ -71,6 +71,7 @@ def export_bundle(
         BundleError: the snapshot is not one for this bundle, or the finished bundle does not answer as its models do;
             nothing is left under `out`.
     """
+    check_spec(spec, has_snapshot=snapshot is not None)
     with BundleWriter(out) as writer, _progress(console) as progress:
         return _Export(spec, writer, progress, snapshot).run()
 
@@ -92,21 +93,24 @@ def export_all(
     Raises:
         ExportError, BundleError: see `export_bundle`.
     """
+    check_spec(spec, has_snapshot=users is not None)
+    if users is not None:
+        check_snapshot_spec(users)
+    snapshot = None
+    seconds: dict[str, float] = {}
     with staged_directory(out) as directory:
-        check_spec(spec, has_snapshot=users is not None)
-        snapshot = None
         if users is not None:
-            vocabularies = read_items(spec.catalogue, spec.features).vocabularies
-            snapshot = export_snapshot(users, spec.features, vocabularies, directory / "snapshot")
+            with _progress(console) as progress, _step("user snapshot", progress, seconds):
+                vocabularies = read_items(spec.catalogue, spec.features).vocabularies
+                snapshot = export_snapshot(users, spec.features, vocabularies, directory / "snapshot")
         report = export_bundle(spec, directory / "bundle", snapshot=snapshot, console=console)
-    return replace(report, path=out / "bundle")
+    return replace(report, path=out / "bundle", seconds={**seconds, **report.seconds})
 
 
 class _Export:
     """The steps of one export, in order."""
 
     def __init__(self, spec: BundleSpec, writer: BundleWriter, progress: Progress, snapshot: Path | None) -> None:
-        check_spec(spec, has_snapshot=snapshot is not None)
         self._spec = spec
         self._writer = writer
         self._progress = progress
@@ -319,16 +323,19 @@ class _Export:
     def _check(self, part: str, against: str, result: str) -> None:
         self._report.checks.append(Check(part, against, result))
 
-    @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        """Times a step, shows it while it runs, and prints a line when it is done."""
-        task = self._progress.add_task(name, total=None)
-        start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
-        self._progress.remove_task(task)
-        self._progress.console.print(f"{name:<34} {seconds:6.1f} s", highlight=False)
-        self._report.seconds[name] = seconds
+    def _step(self, name: str) -> AbstractContextManager[None]:
+        return _step(name, self._progress, self._report.seconds)
+
+
+@contextmanager
+def _step(name: str, progress: Progress, seconds: dict[str, float]) -> Iterator[None]:
+    """Times a step, shows it while it runs, and prints a line when it is done."""
+    task = progress.add_task(name, total=None)
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+    progress.remove_task(task)
+    progress.console.print(f"{name:<34} {seconds[name]:6.1f} s", highlight=False)
 
 
 def _progress(console: Console | None) -> Progress:

@@ -1,4 +1,7 @@
-"""What is in a bundle, whether it is whole, and what sets two of them apart: tables for the command line."""
+"""What is in a bundle or a user snapshot, whether a bundle is whole, and what sets two of them apart.
+
+Tables for the command line.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,23 @@ from rich.table import Table
 from rich.text import Text
 
 from recserve.bundle.v1 import manifest_pb2
+from recserve.exporters.writer import AnyManifest
 from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.errors import BundleUnsupportedError
+from recserve.server.bundle.layout import SNAPSHOT_MANIFEST
 from recserve.server.bundle.reader import Bundle, open_bundle
+from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.pipeline.pipeline import open_pipeline
 from recserve.server.pipeline.ranker import ENGINES, has_engine
 
 _SHOWN: Final = 5
+_USER_PART: Final = "user part of the definitions"
+"""A snapshot serves the bundles that have the same."""
+
+
+def inspect_artifact(path: Path) -> RenderableType:
+    """What a bundle or a user snapshot holds, whichever it is; see `inspect_bundle`."""
+    return inspect_snapshot(path) if (path / SNAPSHOT_MANIFEST).is_file() else inspect_bundle(path)
 
 
 def inspect_bundle(path: Path) -> RenderableType:
@@ -43,6 +56,37 @@ def inspect_bundle(path: Path) -> RenderableType:
         _metrics(manifest),
     ]
     return Group(*(part for part in parts if part is not None))
+
+
+def inspect_snapshot(path: Path) -> RenderableType:
+    """What a user snapshot holds. Its structure is checked, checksums are not.
+
+    Args:
+        path: the snapshot's directory.
+
+    Raises:
+        BundleError: it cannot be opened.
+    """
+    snapshot = open_snapshot(path, verify=False)
+    manifest, columns = snapshot.manifest, snapshot.columns
+    widths = {
+        "number": columns.numbers.shape[1],
+        "category": columns.codes.shape[1],
+        "time": columns.times.shape[1],
+        "categories": (columns.list_offsets.size - 1) // snapshot.size,
+    }
+    table = _table(f"user snapshot {snapshot.version}", "what", "value")
+    rows = {
+        **_origin(manifest),
+        "users": f"{snapshot.size:,}",
+        "columns": ", ".join(f"{width} {kind}" for kind, width in widths.items() if width) or "none",
+        "history": f"{manifest.history_entries:,} entries",
+        "event types": ", ".join(manifest.event_types) or "none",
+        _USER_PART: snapshot.user_hash[:12],
+    }
+    for what, value in rows.items():
+        _add(table, what, value)
+    return table
 
 
 def verify_bundle(path: Path, *, allow_native_code: bool) -> RenderableType:
@@ -124,15 +168,13 @@ def _add(table: Table, *cells: str) -> None:
 
 def _overview(bundle: Bundle) -> Table:
     manifest = bundle.manifest
-    size = sum(file.bytes for file in manifest.files.values())
     table = _table(f"bundle {bundle.name} {bundle.version}", "what", "value")
     rows = {
-        "made": f"{manifest.created.ToJsonString()} by {manifest.created_by}",
+        **_origin(manifest),
         "made on": f"{manifest.exporter_host.machine} {manifest.exporter_host.cpu}".strip() or "unknown",
-        "format": str(manifest.schema_version),
-        "files": f"{len(manifest.files)}, {human_bytes(size)}",
         "items": f"{bundle.catalogue.size:,}",
         "features": f"{len(bundle.schema.features)}",
+        _USER_PART: manifest.features.user_hash[:12],
         "golden requests": str(manifest.golden.requests),
     }
     for source in manifest.made_from:
@@ -140,6 +182,15 @@ def _overview(bundle: Bundle) -> Table:
     for what, value in rows.items():
         _add(table, what, value)
     return table
+
+
+def _origin(manifest: AnyManifest) -> dict[str, str]:
+    size = sum(file.bytes for file in manifest.files.values())
+    return {
+        "made": f"{manifest.created.ToJsonString()} by {manifest.created_by}",
+        "format": str(manifest.schema_version),
+        "files": f"{len(manifest.files)}, {human_bytes(size)}",
+    }
 
 
 def _columns(bundle: Bundle) -> Table:
@@ -245,7 +296,7 @@ def _facts(bundle: Bundle) -> dict[str, str]:
         "format": str(manifest.schema_version),
         "items": f"{bundle.catalogue.size:,}",
         "feature definitions": manifest.features.schema_hash[:12],
-        "user part of the definitions": manifest.features.user_hash[:12],
+        _USER_PART: manifest.features.user_hash[:12],
     }
     for part, name in bundle.catalogue.roles.items():
         facts[f"role {part}"] = name

@@ -70,6 +70,16 @@ def read_users(spec: SnapshotSpec, schema: FeatureSchema, vocabularies: Mapping[
     )
 
 
+def check_snapshot_spec(spec: SnapshotSpec) -> None:
+    """Refuse what can be wrong with a snapshot's specification by itself, before anything is read.
+
+    Raises:
+        ExportError: it has no version.
+    """
+    if not spec.version:
+        raise ExportError("the snapshot needs a version")
+
+
 def export_snapshot(
     spec: SnapshotSpec, schema: FeatureSchema, vocabularies: Mapping[str, Sequence[str]], out: Path
 ) -> Path:
@@ -87,8 +97,7 @@ def export_snapshot(
     Raises:
         ExportError: `out` exists, or a table does not hold what the specification and the feature definitions say.
     """
-    if not spec.version:
-        raise ExportError("the snapshot needs a version")
+    check_snapshot_spec(spec)
     with BundleWriter(out) as writer:
         users = read_users(spec, schema, vocabularies)
         write_string_table(writer, layout.USER_IDS, users.ids)

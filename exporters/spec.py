@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels.features import FeatureSchema
-from recserve.server.pipeline.types import Cap, Freshness, Fusion
+from recserve.server.pipeline.settings import PlacementSettings
 
 if TYPE_CHECKING:  # heavy, optional libraries: only their names are needed here
     import pyarrow
@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # heavy, optional libraries: only their names are needed here
 
     from recserve.exporters.source_models import Model
 
-TableSource: TypeAlias = "Path | pyarrow.Table"
-"""A Parquet, CSV or Arrow (IPC file or stream) file, by its suffix, or a table in memory."""
+TableSource: TypeAlias = "Path | str | pyarrow.Table"
+"""The path of a Parquet, CSV or Arrow (IPC file or stream) file, by its suffix, or a table in memory."""
 
 ColumnKind = Literal["number", "integer", "category", "categories", "time", "flag", "string"]
 """How an item attribute is stored; see ColumnType in manifest.proto."""
@@ -175,32 +175,6 @@ class SnapshotSpec:
     history: HistorySpec | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SourceShare:
-    """A candidate source with its share of the candidates, relative to the other sources' weights."""
-
-    name: str
-    weight: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacementSpec:
-    """What is asked of a bundle when it is evaluated; keys and defaults are those of a server's `[placements.NAME]`."""
-
-    candidates: int = 500
-    sources: Sequence[SourceShare] = ()
-    """Empty: every source of the bundle, in equal shares."""
-    fusion: Fusion | None = None
-    """None: each source fills its share of the candidates."""
-    caps: Sequence[Cap] = ()
-    mmr_weight: float | None = None
-    diversity_space: str = ""
-    freshness: Freshness | None = None
-    objective_weights: Mapping[str, float] = field(default_factory=dict)
-    in_stock: bool = True
-    exclude_purchased: bool = False
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentSpec:
     """Segments of users by their history at the cut-off.
@@ -232,7 +206,8 @@ class EvaluationSpec:
     item_column: str = "item_id"
     time_column: str = ""
     """Empty: `time` where the table has a column of that name."""
-    placement: PlacementSpec = field(default_factory=PlacementSpec)
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
+    """What is asked of the bundle. To a user under test nothing was shown yet, and nobody is in a country."""
     modes: Sequence[EvaluationMode] = ("all", "first")
     segments: SegmentSpec = field(default_factory=SegmentSpec)
     new_users: bool = False

@@ -40,7 +40,6 @@ from recserve.exporters.spec import (
     IndexSpec,
     InputSpec,
     ItemColumn,
-    PlacementSpec,
     PopularBySpec,
     RankerSpec,
     Roles,
@@ -54,6 +53,7 @@ from recserve.exporters.spec import (
 )
 from recserve.kernels.features import FeatureSchema, FeatureSchemaError
 from recserve.kernels.features.operations import suggest
+from recserve.server.pipeline.settings import PlacementSettings
 
 # ---------------------------------------------------------------------------------------------------- files as values
 
@@ -260,7 +260,7 @@ class _Evaluation(_Part):
     user_column: str = "user_id"
     item_column: str = "item_id"
     time_column: str = ""
-    placement: PlacementSpec = PlacementSpec()
+    placement: PlacementSettings = PlacementSettings()
     modes: list[EvaluationMode] = Field(default=["all", "first"], min_length=1)
     segments: SegmentSpec = SegmentSpec()
     new_users: bool = False
@@ -377,11 +377,11 @@ def _keys(part: type) -> Mapping[str, object]:
 
 
 def _own_fields(part: type) -> Mapping[str, object]:
-    return {name: field.annotation for name, field in part.model_fields.items()} if issubclass(part, _Part) else {}
+    return {name: field.annotation for name, field in part.model_fields.items()} if issubclass(part, BaseModel) else {}
 
 
 def _part_in(annotation: object) -> type | None:
     """The part that an annotation such as `list[_Space]` or `_Tower | None` speaks of."""
-    if isinstance(annotation, type) and (issubclass(annotation, _Part) or is_dataclass(annotation)):
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         return annotation
     return next((found for each in get_args(annotation) if (found := _part_in(each))), None)

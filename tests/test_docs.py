@@ -8,7 +8,7 @@ A fenced block is run if its info string says so, behind the language:
     ```python run needs=torch  left out where that module is missing, and in the quick run of the tests
 
 A document's blocks run in their order in an empty directory; the README's where `make run` has been. The project's
-commands are on PATH.
+commands are on PATH. Servers that documents start listen on PORT, for which a free port is typed.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ COMPLETE = ["docs/bring-your-own.md", "docs/exporting.md"]
 CHECKED_LANGUAGES = {"python", "sh", "toml", "json"}
 OPTIONS = {"run", "file", "needs"}
 SECONDS = 120
+PORT = "50077"
+"""Where documents start a server; 50051 may be that of another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Reader:
         self._document = document
         self._environment = {**os.environ, "PATH": path}
         self._names: dict[str, object] = {"__name__": "__main__"}
+        self._port = str(free_port())
 
     def follow(self, block: Block) -> None:
         if file := block.options.get("file"):
@@ -94,7 +97,7 @@ class Reader:
 
     def _shell(self, block: Block) -> None:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.text],
+            ["bash", "-euo", "pipefail", "-c", block.text.replace(PORT, self._port)],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -103,6 +106,12 @@ class Reader:
         )
         where = f"{self._document.name}:{block.line}"
         assert done.returncode == 0, f"{where}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -229,6 +238,13 @@ def test_a_failing_block_fails(tmp_path: Path, commands: str) -> None:
     assert caught.traceback[-1].lineno == 41  # counted from 0: the line behind the fence
     with pytest.raises(AssertionError, match=r"README\.md:3: exit status 1"):
         follow("README.md", [Block("sh", {"run": ""}, "false\ntrue\n", 3)], commands, tmp_path / "shell")
+
+
+def test_a_documents_port_need_not_be_free(tmp_path: Path, commands: str) -> None:
+    block = Block("sh", {"run": ""}, f"echo {PORT} >>ports\n", 1)
+    follow("README.md", [block, block], commands, tmp_path / "work")
+    first, second = Path("ports").read_text().split()
+    assert first == second != PORT
 
 
 def test_blocks_share_names_and_files(tmp_path: Path, commands: str) -> None:

@@ -20,27 +20,31 @@ from examples.online_retail.clean import Events
 from examples.online_retail.split import WINDOW_US
 from recserve.exporters.errors import TableError
 from recserve.exporters.golden import snapshot_users
-from recserve.exporters.spec import CalibrationData, RankerSpec, SourceShare
+from recserve.exporters.spec import CalibrationData, RankerSpec
 from recserve.kernels.features import ColumnValues, FeatureSchema
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.bundle.strings import key_of
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
-from recserve.server.pipeline.types import Fusion, ItemFilter, Query, QueryKind, Quota, UserState
+from recserve.server.pipeline.placement import resolve
+from recserve.server.pipeline.settings import FusionSettings, PlacementSettings, SourceSettings
+from recserve.server.pipeline.types import ItemFilter, Query, QueryKind, UserState
 
-CANDIDATES: Final = 500
-SOURCES: Final = (
-    SourceShare("ann", 1.0),
-    SourceShare("again", 1.0),
-    SourceShare("als", 0.8),
-    SourceShare("popular", 0.4),
-    SourceShare("new", 0.4),
-    SourceShare("trending", 0.3),
-    SourceShare("together", 0.25),
-    SourceShare("content", 0.1),
+PLACEMENT: Final = PlacementSettings(
+    candidates=500,
+    sources=(
+        SourceSettings(name="ann", weight=1.0),
+        SourceSettings(name="again", weight=1.0),
+        SourceSettings(name="als", weight=0.8),
+        SourceSettings(name="popular", weight=0.4),
+        SourceSettings(name="new", weight=0.4),
+        SourceSettings(name="trending", weight=0.3),
+        SourceSettings(name="together", weight=0.25),
+        SourceSettings(name="content", weight=0.1),
+    ),
+    fusion=FusionSettings(depth=2000, constant=500.0),
 )
-FUSION: Final = Fusion(depth=2000, constant=500.0)
-"""How the sources' ranks, weighted by SOURCES, choose the candidates, in training as when served."""
+"""How candidates are chosen, in training as when evaluated and served: by the sources' ranks, weighted."""
 OBJECTIVE: Final = "purchase"
 _BATCH: Final = 32
 _SAMPLED: Final = 120  # candidates of a request that are learned from beside those bought
@@ -166,15 +170,16 @@ def _bought(window: Events, pipeline: Pipeline) -> dict[str, NDArray[np.int64]]:
 
 
 def _query(pipeline: Pipeline, user: str, time_us: int, *, first: bool) -> Query:
+    asked = resolve(PLACEMENT, pipeline)
     return Query(
         kind=QueryKind.RECOMMEND,
         user_id=user,
         time_us=time_us,
         context=ColumnValues.missing(pipeline.bundle.schema.context_layout, 1),
         filter=ItemFilter(exclude_purchased=first),
-        candidates=CANDIDATES,
-        quotas=tuple(Quota(source.name, source.weight) for source in SOURCES),
-        fusion=FUSION,
+        candidates=PLACEMENT.candidates,
+        quotas=asked.quotas,
+        fusion=asked.fusion,
     )
 
 

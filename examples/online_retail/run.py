@@ -20,9 +20,7 @@ from examples.online_retail.clean import Events, clean
 from examples.online_retail.features import retail_schema
 from examples.online_retail.moment import BuiltAt, Settings, Shop, build_at
 from examples.online_retail.ranker import (
-    CANDIDATES,
-    FUSION,
-    SOURCES,
+    PLACEMENT,
     Examples,
     make_examples,
     ranker_spec,
@@ -32,7 +30,7 @@ from examples.online_retail.split import WINDOW_US, Split, split
 from recserve.exporters.demo.stages import stage
 from recserve.exporters.export import export_all
 from recserve.exporters.report import ExportReport
-from recserve.exporters.spec import EvaluationSpec, PlacementSpec, RankerSpec, TableSource
+from recserve.exporters.spec import EvaluationSpec, RankerSpec, TableSource
 from recserve.exporters.writer import staged_directory
 
 BUNDLE, SNAPSHOT, CONFIG, METRICS, QUALITY = "bundle", "snapshot", "recserve.toml", "metrics.json", "quality.json"
@@ -90,9 +88,11 @@ def run(source: TableSource, out: Path, *, plan: Plan | None = None, console: Co
 
 def config_text(time_us: int) -> str:
     """The server's configuration: what is evaluated is what it serves. Paths are relative to the file."""
-    sources = ", ".join(f'{{ name = "{each.name}", weight = {each.weight} }}' for each in SOURCES)
-    fusion = f"{{ depth = {FUSION.depth}, constant = {FUSION.constant} }}"
-    return _CONFIG.format(clock=_moment(time_us).isoformat(), candidates=CANDIDATES, sources=sources, fusion=fusion)
+    sources = ", ".join(f'{{ name = "{each.name}", weight = {each.weight} }}' for each in PLACEMENT.sources)
+    rule = PLACEMENT.fusion
+    fusion = f"fusion = {{ depth = {rule.depth}, constant = {rule.constant} }}" if rule else ""
+    placement = f"candidates = {PLACEMENT.candidates}\nsources = [{sources}]\n{fusion}"
+    return _CONFIG.format(clock=_moment(time_us).isoformat(), placement=placement)
 
 
 def evaluation_spec(events: Events, time_us: int) -> EvaluationSpec:
@@ -105,8 +105,7 @@ def evaluation_spec(events: Events, time_us: int) -> EvaluationSpec:
             "time": pa.array(window.time_us, pa.timestamp("us", "UTC")),
         }
     )
-    placement = PlacementSpec(candidates=CANDIDATES, sources=SOURCES, fusion=FUSION)
-    return EvaluationSpec(truth=truth, time_us=time_us, placement=placement)
+    return EvaluationSpec(truth=truth, time_us=time_us, placement=PLACEMENT)
 
 
 @contextmanager
@@ -191,22 +190,16 @@ alpha = 0.5
 
 # What the evaluation measures as `all`: the user's own items may come again.
 [placements.default]
-candidates = {candidates}
-sources = [{sources}]
-fusion = {fusion}
+{placement}
 
 # What it measures as `first`: nothing that the user has bought before.
 [placements.discover]
-candidates = {candidates}
-sources = [{sources}]
-fusion = {fusion}
+{placement}
 exclude_purchased = true
 
 # The same lists, more varied.
 [placements.varied]
-candidates = {candidates}
-sources = [{sources}]
-fusion = {fusion}
+{placement}
 caps = [{{ attribute = "category", max = 3 }}]
 mmr_weight = 0.9
 diversity_space = "content"

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from recserve.exporters.errors import ExportError
-from recserve.exporters.spec import PlacementSpec
-
-DEFAULT: Final = "default"
-"""The placement of requests that name none; a configuration need not have it."""
-_SHOWN: Final = ("exclude_shown", "record_shown")
-"""Without effect here: to a user under test, nothing was shown yet."""
+from recserve.server.pipeline.settings import DEFAULT_PLACEMENT, PlacementSettings
 
 
-def read_placement(config: Path, name: str = DEFAULT) -> PlacementSpec:
+class _Configuration(BaseModel):
+    """What evaluations read of a server's configuration."""
+
+    placements: dict[str, PlacementSettings] = Field(default_factory=dict)
+
+
+def read_placement(config: Path, name: str = DEFAULT_PLACEMENT) -> PlacementSettings:
     """The placement of that name in a server's configuration file.
 
     Raises:
-        ExportError: the file cannot be read, has no such placement, or it cannot be evaluated.
+        ExportError: the file cannot be read, has no such placement, or a server would refuse its placements.
     """
     try:
         content = tomllib.loads(config.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ExportError(f"{config} cannot be read: {error}") from error
-    placements = {DEFAULT: {}, **content.get("placements", {})}
-    if name not in placements:
-        raise ExportError(f"{config}: there is no placement {name!r}; there are {', '.join(placements)}")
-    settings = {key: value for key, value in placements[name].items() if key not in _SHOWN}
-    if settings.pop("in_region", False):
-        raise ExportError(
-            f"{config}: placement {name!r} answers items of the request's country only (in_region), and the users of "
-            "a test have none: evaluate a placement without it"
-        )
-    try:
-        return TypeAdapter(PlacementSpec).validate_python(settings, extra="forbid")
+        found = _Configuration.model_validate(content).placements
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise ExportError("\n  ".join([f"{config}, placements.{name}:", *problems])) from error
+        raise ExportError("\n  ".join([f"{config}:", *problems])) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ExportError(f"{config} cannot be read: {error}") from error
+    placements = {DEFAULT_PLACEMENT: PlacementSettings(), **found}
+    if name not in placements:
+        raise ExportError(f"{config}: there is no placement {name!r}; there are {', '.join(placements)}")
+    return placements[name]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from recserve.exporters.errors import ExportError
-from recserve.exporters.evaluation.answers import FULL, TOP
+from recserve.exporters.evaluation.answers import ANY, FULL, OWN, TOP, UNION
 from recserve.exporters.evaluation.bootstrap import Estimate
 from recserve.exporters.evaluation.metrics import Reliability
+from recserve.exporters.evaluation.requests import excludes_purchased
 from recserve.exporters.evaluation.times import shown_time
 from recserve.exporters.evaluation.truth import Truth
-from recserve.exporters.spec import EvaluationMode
+from recserve.exporters.spec import EvaluationMode, EvaluationSpec
+from recserve.kernels.features.operations import suggest
+from recserve.server.pipeline.sources import POPULAR
 
 NDCG: Final = f"ndcg@{TOP}"
 ACCURACY: Final = (NDCG, f"precision@{TOP}", f"recall@{TOP}", f"map@{TOP}")
 BEYOND: Final = ("novelty", "diversity", "categories")
 COVERAGE: Final = "coverage"
+RELEVANCE: Final = "relevance"
+FIT: Final = ("auc", "log_loss")
+"""Of the calibrated relevance; attributes of Calibration."""
 
 Figures = Mapping[str, Estimate]
 """By metric; a metric that has no value is left out."""
@@ -110,7 +116,7 @@ class Evaluation:
     @property
     def recall_name(self) -> str:
         """The metric of sources."""
-        return f"recall@{self.candidates}"
+        return _recall_name(self.candidates)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as `metrics.json` holds it; `docs/evaluation.md` describes it."""
@@ -142,7 +148,7 @@ class Evaluation:
 
     def headline(self) -> dict[str, float]:
         """The figures that a bundle's manifest keeps."""
-        wanted = (NDCG, self.recall_name, "auc", "log_loss")
+        wanted = (NDCG, self.recall_name, *FIT)
         return {name: value for name, value in self._named() if name.endswith(wanted) or name.split(".")[1] == FULL}
 
     def check(self, minimum: Mapping[str, float]) -> None:
@@ -154,7 +160,7 @@ class Evaluation:
         figures, problems = self.figures(), []
         for name, least in minimum.items():
             if name not in figures:
-                problems.append(f"there is no figure {name!r}; the figures are {', '.join(figures)}")
+                problems.append(f"there is no figure {name!r}{suggest(name, figures)}")
             elif not figures[name] >= least:
                 problems.append(f"{name} is {figures[name]:.4f}, the minimum {least:g}")
         if problems:
@@ -167,8 +173,7 @@ class Evaluation:
             for source, found in mode.recall.items():
                 yield f"{name}.{source}.{self.recall_name}", found.value
             if mode.calibration:
-                yield f"{name}.relevance.auc", mode.calibration.auc
-                yield f"{name}.relevance.log_loss", mode.calibration.log_loss
+                yield from ((f"{name}.{RELEVANCE}.{metric}", getattr(mode.calibration, metric)) for metric in FIT)
 
     def _truth(self) -> dict[str, Any]:
         truth = self.truth
@@ -191,6 +196,30 @@ class Evaluation:
             for source, figures in _intervals(self.recall_name, self.modes[mode].recall).items():
                 found[source][mode] = figures
         return found
+
+
+def figure_names(spec: EvaluationSpec, spaces: Sequence[str], sources: Sequence[str], *, ranked: bool) -> Iterator[str]:
+    """The names that `Evaluation.figures` can have. Which of them have a value is known when they are computed.
+
+    Args:
+        spec: the test.
+        spaces: candidate sources that are vector spaces.
+        sources: all candidate sources.
+        ranked: whether the bundle has rankers.
+    """
+    metrics = (*ACCURACY, *BEYOND, COVERAGE)
+    for mode in spec.modes:
+        own = () if excludes_purchased(spec.placement, mode) else (OWN,)
+        for system in (FULL, *spaces, POPULAR, *own):
+            yield from (f"{mode}.{system}.{metric}" for metric in metrics)
+        for source in (*sources, UNION, ANY):
+            yield f"{mode}.{source}.{_recall_name(spec.placement.candidates)}"
+        if ranked:
+            yield from (f"{mode}.{RELEVANCE}.{metric}" for metric in FIT)
+
+
+def _recall_name(candidates: int) -> str:
+    return f"recall@{candidates}"
 
 
 def _systems(systems: Mapping[str, Figures]) -> dict[str, Any]:

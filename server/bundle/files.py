@@ -28,7 +28,7 @@ from recserve.server.bundle.errors import (
     BundleNotFoundError,
     BundleSchemaError,
 )
-from recserve.server.bundle.layout import SCHEMA_VERSION, check_relative
+from recserve.server.bundle.layout import MANIFEST, SCHEMA_VERSION, SNAPSHOT_MANIFEST, check_relative
 
 ManifestT = TypeVar("ManifestT", bound=Message)
 
@@ -37,6 +37,9 @@ ANY: Final = -1
 
 MAX_MANIFEST_BYTES: Final = 64 * 2**20
 """A manifest is read whole, before anything about it is known; a listed file takes some 150 bytes of it."""
+
+_KINDS: Final = {MANIFEST: "bundle", SNAPSHOT_MANIFEST: "user snapshot"}
+"""What a directory is, by the manifest in it."""
 
 _HEADER: Final = re.compile(
     r"\{'descr': '([^']{1,16})', 'fortran_order': (False|True), 'shape': \(((?:\d{1,24}, ?)*(?:\d{1,24})?)\), \} *\n",
@@ -109,9 +112,18 @@ def _manifest_text(root: Path, name: str) -> str:
         _check_manifest_file((root / name).lstat(), name)
         return (root / name).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise BundleNotFoundError(f"{root} holds no manifest: it is not what an export wrote", file=name) from None
+        raise BundleNotFoundError(_not_found(root, name), file=name) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleCorruptError(f"the manifest cannot be read: {error}", file=name) from error
+
+
+def _not_found(root: Path, name: str) -> str:
+    """An export writes bundles and snapshots side by side: the one is easily given for the other."""
+    wanted = _KINDS[name]
+    found = next((kind for manifest, kind in _KINDS.items() if (root / manifest).is_file()), None)
+    if found is None:
+        return f"{root} holds no manifest: it is not what an export wrote"
+    return f"{root} is a {found}, not a {wanted}: give the directory of a {wanted}"
 
 
 def _check_manifest_file(status: os.stat_result, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Configuration: what can be set (model), and how it is found, merged and validated (load).
+"""Configuration: what can be set (model; of placements `pipeline.settings`), and how it is found and validated (load).
 
 `docs/configuration.md` lists every key; its tables are made from the model (reference).
 """
@@ -7,22 +7,24 @@ from __future__ import annotations
 
 from recserve.server.config.load import Assignment, ConfigError, load_settings
 from recserve.server.config.model import (
-    DEFAULT_PLACEMENT,
     AdmissionSettings,
     AnswerCacheSettings,
     BundleSettings,
-    CapSettings,
     ComputeSettings,
-    FreshnessSettings,
-    FusionSettings,
     LogSettings,
-    PlacementSettings,
     ServerSettings,
     Settings,
     SimilarSettings,
-    SourceSettings,
     StateSettings,
     UserVectorCacheSettings,
+)
+from recserve.server.pipeline.settings import (
+    DEFAULT_PLACEMENT,
+    CapSettings,
+    FreshnessSettings,
+    FusionSettings,
+    PlacementSettings,
+    SourceSettings,
 )
 
 __all__ = [

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.config.keys import NAME_RULE, KeyPath, children, find, nearest
 from recserve.server.config.model import Settings
+from recserve.server.text import printable
 
 PREFIX = "RECSERVE_"
 """Environment variables that begin so are settings; `__` stands for the dot of a key."""
@@ -48,7 +49,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.key or 'configuration'} ({self.origin}): {self.message}"
+        """On one line: a name may hold anything, line breaks too."""
+        return printable(f"{self.key or 'configuration'} ({self.origin}): {self.message}")
 
 
 class ConfigError(RecserveError):

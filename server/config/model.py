@@ -12,33 +12,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
-from pydantic.types import JsonValue
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
-from recserve.server.bundle.layout import MAX_WEIGHT
 from recserve.server.pipeline.cache import CacheLimits
-
-DEFAULT_PLACEMENT = "default"
-"""The placement of requests that name none; it always exists."""
+from recserve.server.pipeline.settings import (
+    DEFAULT_PLACEMENT,
+    Name,
+    PlacementSettings,
+    Section,
+    refuse_duplicates,
+    unit,
+)
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 """From which times are counted, in microseconds."""
 _LAST_MOMENT = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-"""Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
+
+def _refuse_nul(path: Path) -> Path:
+    """Python raises a ValueError, which is nobody's mistake, from whatever looks at such a path first."""
+    if "\0" in str(path):
+        raise ValueError("holds a NUL character (\\u0000), which no path can have: remove it")
+    return path
 
 
-def _unit(name: str) -> dict[str, JsonValue]:
-    """The unit of a key, for the reference."""
-    return {"unit": name}
+Directory = Annotated[Path, AfterValidator(_refuse_nul)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """Where and how the server listens."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` or `::` for all.")
@@ -56,7 +63,7 @@ class ServerSettings(_Section):
         le=256,
         description="Processes that share the port and the pages of mapped bundles, each with compute threads, "
         "queue, caches and recently shown items of its own: `docs/fronts.md`. Above 1: Linux only.",
-        json_schema_extra=_unit("processes"),
+        json_schema_extra=unit("processes"),
     )
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024,
@@ -64,14 +71,14 @@ class ServerSettings(_Section):
         le=256 * 1024 * 1024,
         description="Largest request; the transport answers RESOURCE_EXHAUSTED beyond it. For answers, the caller's "
         "own limit holds.",
-        json_schema_extra=_unit("bytes"),
+        json_schema_extra=unit("bytes"),
     )
     default_deadline_ms: int = Field(
         default=1000,
         ge=1,
         le=600_000,
         description="Deadline of a request whose caller set none.",
-        json_schema_extra=_unit("ms"),
+        json_schema_extra=unit("ms"),
     )
     drain_seconds: float = Field(
         default=10.0,
@@ -79,7 +86,7 @@ class ServerSettings(_Section):
         le=3600,
         description="How long requests in flight may take to finish after SIGTERM, at least `default_deadline_ms`; "
         "what takes longer is cut off, and the process ends about a second later.",
-        json_schema_extra=_unit("s"),
+        json_schema_extra=unit("s"),
     )
     reflection: bool = Field(
         default=True, description="Offer gRPC server reflection, so that clients need no proto files."
@@ -123,19 +130,19 @@ class ServerSettings(_Section):
         return None if self.clock is None else (self.clock - EPOCH) // datetime.timedelta(microseconds=1)
 
 
-class BundleSettings(_Section):
+class BundleSettings(Section):
     """A bundle to serve. The first is the default; requests name the others in their field `bundle`."""
 
     name: Name = Field(default="default", description="What requests call it; unique.")
-    path: Path = Field(
+    path: Directory = Field(
         description="The bundle's directory; relative to the configuration file, or else to where the server starts."
     )
 
 
-class StateSettings(_Section):
+class StateSettings(Section):
     """What is known of users."""
 
-    snapshot: Path | None = Field(
+    snapshot: Directory | None = Field(
         default=None,
         description="Directory of the user snapshot; without one every user is unknown. Relative as `bundles.path`.",
     )
@@ -144,32 +151,32 @@ class StateSettings(_Section):
         ge=1,
         le=10_000,
         description="Recently shown items remembered per user, the latest ones.",
-        json_schema_extra=_unit("items"),
+        json_schema_extra=unit("items"),
     )
     shown_users: int = Field(
         default=100_000,
         ge=1,
         le=100_000_000,
         description="Users with a recently shown list, 16 bytes an item; the least recently seen is forgotten.",
-        json_schema_extra=_unit("users"),
+        json_schema_extra=unit("users"),
     )
     shown_seconds: float = Field(
         default=86_400.0,
         gt=0,
         le=366 * 86_400,
         description="How long a shown item counts as recent.",
-        json_schema_extra=_unit("s"),
+        json_schema_extra=unit("s"),
     )
     deadline_ms: int = Field(
         default=20,
         ge=1,
         le=60_000,
         description="How long a request waits for its user's state before it is answered without, as degraded.",
-        json_schema_extra=_unit("ms"),
+        json_schema_extra=unit("ms"),
     )
 
 
-class ComputeSettings(_Section):
+class ComputeSettings(Section):
     """What computes."""
 
     threads: int = Field(
@@ -177,14 +184,14 @@ class ComputeSettings(_Section):
         ge=1,
         le=1024,
         description="Compute threads; the cores given to the server.",
-        json_schema_extra=_unit("threads"),
+        json_schema_extra=unit("threads"),
     )
     max_batch: int = Field(
         default=32,
         ge=1,
         le=1024,
         description="Most requests that one compute thread takes at once.",
-        json_schema_extra=_unit("requests"),
+        json_schema_extra=unit("requests"),
     )
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where towers and search run.")
     ranker_engine: Literal["bitsliced", "tl2cgen"] = Field(
@@ -198,7 +205,7 @@ class ComputeSettings(_Section):
     )
 
 
-class UserVectorCacheSettings(_Section):
+class UserVectorCacheSettings(Section):
     """Vectors that user towers have made, so that users who come back need no tower.
 
     A vector is kept under all that its tower reads, so it is exactly what the tower would make. Each bundle and vector
@@ -211,10 +218,10 @@ class UserVectorCacheSettings(_Section):
         le=100_000_000,
         description="Vectors kept, 4 bytes a dimension and about 300 more each; the least recently used goes first. "
         "0: none.",
-        json_schema_extra=_unit("vectors"),
+        json_schema_extra=unit("vectors"),
     )
     seconds: float = Field(
-        default=3600.0, gt=0, le=366 * 86_400, description="How long a vector is kept.", json_schema_extra=_unit("s")
+        default=3600.0, gt=0, le=366 * 86_400, description="How long a vector is kept.", json_schema_extra=unit("s")
     )
     warm_users: int = Field(
         default=10_000,
@@ -222,7 +229,7 @@ class UserVectorCacheSettings(_Section):
         le=100_000_000,
         description="Users of the snapshot whose vectors are made before the server is ready: those with the longest "
         "histories, no more than `entries`.",
-        json_schema_extra=_unit("users"),
+        json_schema_extra=unit("users"),
     )
 
     @property
@@ -231,7 +238,7 @@ class UserVectorCacheSettings(_Section):
         return CacheLimits(self.entries, self.seconds)
 
 
-class AnswerCacheSettings(_Section):
+class AnswerCacheSettings(Section):
     """Whole answers of Recommend, repeated to equal requests while nothing has changed; off by default.
 
     An answer is kept under the request (all but its id and `record_shown`), its user's state, and the bundle: new
@@ -243,7 +250,7 @@ class AnswerCacheSettings(_Section):
         ge=0,
         le=100_000_000,
         description="Answers kept, a few kB each; the least recently used goes first. 0: none.",
-        json_schema_extra=_unit("answers"),
+        json_schema_extra=unit("answers"),
     )
     seconds: float = Field(
         default=60.0,
@@ -251,7 +258,7 @@ class AnswerCacheSettings(_Section):
         le=86_400,
         description="How long an answer is repeated. A request without `Context.time` means now: what depends on it "
         "(ages, hours, the gain of new items) is as of the first answer, up to so long ago.",
-        json_schema_extra=_unit("s"),
+        json_schema_extra=unit("s"),
     )
 
     @property
@@ -260,7 +267,7 @@ class AnswerCacheSettings(_Section):
         return CacheLimits(self.entries, self.seconds)
 
 
-class AdmissionSettings(_Section):
+class AdmissionSettings(Section):
     """How much load is let in."""
 
     max_queue: int = Field(
@@ -269,129 +276,11 @@ class AdmissionSettings(_Section):
         le=1_000_000,
         description="Requests that may wait for an answer, each of a BatchRecommend's (up to 256) counted; more are "
         "answered RESOURCE_EXHAUSTED at once.",
-        json_schema_extra=_unit("requests"),
+        json_schema_extra=unit("requests"),
     )
 
 
-class SourceSettings(_Section):
-    """A candidate source with its share."""
-
-    name: Name = Field(description="Such as `ann` or `together`; `docs/retrieval.md` lists them all.")
-    weight: float = Field(
-        ge=0, le=MAX_WEIGHT, description="Share of the candidates, relative to the other sources' weights."
-    )
-
-
-class CapSettings(_Section):
-    """At most `max` items with the same value of an attribute."""
-
-    attribute: str = Field(min_length=1, description="A category column of the catalogue.")
-    max: int = Field(ge=1, le=500, description="Items with the same value.", json_schema_extra=_unit("items"))
-    window: int = Field(
-        default=0,
-        ge=0,
-        le=500,
-        description="Only among the first `window` places; 0: in the whole list.",
-        json_schema_extra=_unit("places"),
-    )
-    sliding: bool = Field(default=False, description="In every run of `window` consecutive places instead.")
-
-    @field_validator("window")
-    @classmethod
-    def _window_exceeds_max(cls, value: int, info: ValidationInfo) -> int:
-        cap = info.data.get("max")
-        if cap is not None and 0 < value <= cap:
-            raise ValueError(f"must be larger than max ({cap}), or the cap can never bind; 0 means the whole list")
-        return value
-
-    @field_validator("sliding")
-    @classmethod
-    def _sliding_has_a_window(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("window") == 0:
-            raise ValueError("needs a window larger than max")
-        return value
-
-
-class FreshnessSettings(_Section):
-    """New items gain: score = relevance * (1 + boost * 2 ** (-age / half_life_days))."""
-
-    boost: float = Field(ge=0, le=100, description="Gain of an item that is launched now; 0.2 is 20%.")
-    half_life_days: float = Field(
-        gt=0, le=36_500, description="Age at which half of the gain is left.", json_schema_extra=_unit("days")
-    )
-
-
-class FusionSettings(_Section):
-    """Candidates are chosen by what all sources say of them, the sum of weight / (constant + rank)."""
-
-    depth: int = Field(
-        default=2000,
-        ge=1,
-        le=20_000,
-        description="Asked of each source; `candidates` where that is more.",
-        json_schema_extra=_unit("items"),
-    )
-    constant: float = Field(
-        default=500,
-        gt=0,
-        le=MAX_WEIGHT,
-        description="The larger, the less a source's order counts against being proposed by many.",
-    )
-
-
-class PlacementSettings(_Section):
-    """Defaults of one placement; a request's own fields override them."""
-
-    candidates: int = Field(
-        default=500, ge=1, le=5000, description="Candidates to rank.", json_schema_extra=_unit("items")
-    )
-    sources: tuple[SourceSettings, ...] = Field(
-        default=(),
-        description="Candidate sources with their shares; empty: every source of the bundle, in equal shares.",
-    )
-    fusion: FusionSettings | None = Field(
-        default=None,
-        description="Candidates are those that the sources together rank best; absent: every source fills its share.",
-    )
-    caps: tuple[CapSettings, ...] = Field(default=(), description="Caps on attributes, all of which hold.")
-    mmr_weight: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="MMR's relevance weight: 1 relevance only, 0 diversity only; absent: no diversity.",
-    )
-    diversity_space: str = Field(
-        default="", description="Normalised vector space in which MMR measures similarity; empty: the bundle's first."
-    )
-    freshness: FreshnessSettings | None = Field(default=None, description="Gain of new items; absent: none.")
-    objective_weights: Mapping[str, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = Field(
-        default_factory=dict, description="Weights of the ranker's objectives by name; empty: the bundle's."
-    )
-    in_stock: bool = Field(
-        default=True, description="Only items in stock. A catalogue that does not know its stock is not filtered."
-    )
-    in_region: bool = Field(default=False, description="Only items sold in the request's country.")
-    exclude_purchased: bool = Field(default=False, description="No items that the user has bought.")
-    exclude_shown: bool = Field(default=False, description="No items recently shown to the user.")
-    record_shown: bool = Field(default=False, description="Remember answers as shown to the user.")
-
-    @field_validator("sources")
-    @classmethod
-    def _sources_are_usable(cls, value: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
-        _refuse_duplicates("source", [source.name for source in value])
-        if value and not any(source.weight > 0 for source in value):
-            raise ValueError("at least one weight must be above 0")
-        return value
-
-    @field_validator("objective_weights")
-    @classmethod
-    def _weights_have_a_positive_sum(cls, value: Mapping[str, float]) -> Mapping[str, float]:
-        if value and not any(weight > 0 for weight in value.values()):
-            raise ValueError("at least one weight must be above 0")
-        return value
-
-
-class SimilarSettings(_Section):
+class SimilarSettings(Section):
     """Defaults of SimilarItems."""
 
     alpha: float = Field(default=1.0, ge=0, le=1, description="1: behaviour vectors only; 0: content vectors only.")
@@ -405,7 +294,7 @@ class SimilarSettings(_Section):
     )
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """What is logged to stderr, one line an event."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
@@ -413,7 +302,7 @@ class LogSettings(_Section):
     )
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole configuration."""
 
     server: ServerSettings = Field(default_factory=ServerSettings)
@@ -430,7 +319,7 @@ class Settings(_Section):
     @field_validator("bundles")
     @classmethod
     def _bundle_names_are_unique(cls, value: tuple[BundleSettings, ...]) -> tuple[BundleSettings, ...]:
-        _refuse_duplicates("bundle", [bundle.name for bundle in value])
+        refuse_duplicates("bundle", [bundle.name for bundle in value])
         return value
 
     @field_validator("state")
@@ -459,9 +348,3 @@ class Settings(_Section):
     @classmethod
     def _default_always_exists(cls, value: Mapping[str, PlacementSettings]) -> Mapping[str, PlacementSettings]:
         return {DEFAULT_PLACEMENT: PlacementSettings(), **value}
-
-
-def _refuse_duplicates(what: str, names: list[str]) -> None:
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise ValueError(f"{what} names must be unique; given more than once: {', '.join(duplicates)}")

@@ -92,7 +92,7 @@ class Converter:
             rerank=resolver.rerank(request),
             candidates=defaults.candidates,
             quotas=resolver.quotas(request.sources),
-            fusion=place.placement.fusion,
+            fusion=place.placement.resolved.fusion,
             reasons=request.reasons,
             deadline=deadline,
         )

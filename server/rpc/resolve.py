@@ -213,7 +213,7 @@ class Resolver:
 
     def _in_stock(self, wanted: pb.Filter) -> bool:
         if not wanted.HasField("in_stock"):
-            return self._placement.in_stock
+            return self._placement.resolved.in_stock
         if wanted.in_stock and self._catalogue.role("in_stock") is None:
             self._lacks_role("in_stock", "filter.in_stock")
         return wanted.in_stock
@@ -245,7 +245,7 @@ class Resolver:
 
     def rerank(self, request: pb.RecommendRequest | pb.RankItemsRequest) -> RerankOptions:
         """The request's options, with the placement's where the request is silent."""
-        defaults = self._placement.rerank
+        defaults = self._placement.resolved.rerank
         if not request.HasField("rerank"):
             return defaults
         rerank = request.rerank
@@ -265,7 +265,7 @@ class Resolver:
 
     def by_score_alone(self) -> RerankOptions:
         """The placement's scores without caps or diversity."""
-        defaults = self._placement.rerank
+        defaults = self._placement.resolved.rerank
         return RerankOptions(objective_weights=defaults.objective_weights, freshness=defaults.freshness)
 
     def _check_buildable(self, rerank: pb.Rerank) -> None:
@@ -301,7 +301,7 @@ class Resolver:
                     self._problems.lacks("rerank.mmr", message)
                 return rerank.mmr.relevance_weight
             case None:
-                return self._placement.rerank.mmr_weight
+                return self._placement.resolved.rerank.mmr_weight
             case _:
                 return None
 
@@ -310,7 +310,7 @@ class Resolver:
     def quotas(self, sources: Sequence[pb.SourceQuota]) -> tuple[Quota, ...]:
         """The request's sources, or else the placement's."""
         if not sources:
-            return self._placement.quotas
+            return self._placement.resolved.quotas
         known = self._pipeline.sources
         defined = vocabulary.SOURCES | set(self._bundle.spaces)
         for index, source in enumerate(sources):

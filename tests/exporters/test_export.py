@@ -93,6 +93,17 @@ def test_a_bundle_says_what_it_is_and_what_it_was_made_from(complete: Any) -> No
     assert made_from == {"user snapshot": ("snapshot.json", file_sha256(complete.snapshot / "snapshot.json"))}
 
 
+def test_a_table_by_a_text_is_the_file_of_that_path(shop: Any, tmp_path: Path, quiet: Console) -> None:
+    items = str(shop.root / "items.parquet")
+    spec = replace(shop.spec, catalogue=replace(shop.spec.catalogue, items=items), rankers=())
+    manifest = export_bundle(spec, tmp_path / "bundle", console=quiet).manifest
+    made_from = {source.role: (source.path, source.sha256) for source in manifest.made_from}
+    assert made_from["items"] == ("items.parquet", file_sha256(shop.root / "items.parquet"))
+    missing = replace(spec, catalogue=replace(shop.spec.catalogue, items=f"{items}.gz"))
+    with pytest.raises(ExportError, match=r"items: there is no file .*items\.parquet\.gz"):
+        export_bundle(missing, tmp_path / "other", console=quiet)
+
+
 def test_progress_and_report_name_every_part(complete: Any) -> None:
     steps = re.findall(r"^(\S.*?) +[\d.]+ s$", complete.log, re.MULTILINE)
     assert steps == ["items", "vector spaces", "candidate sources", "rankers", "golden requests", "verification"]
@@ -339,6 +350,7 @@ def test_with_an_index(
 def test_a_bundle_with_its_users_in_one_go(shop: Any, tmp_path: Path, quiet: Console) -> None:
     report = export_all(shop.spec, shop.users, tmp_path / "shop", console=quiet)
     assert report.path == tmp_path / "shop/bundle"
+    assert [*report.seconds][:2] == ["user snapshot", "items"]
     open_snapshot(tmp_path / "shop/snapshot").check_fits(open_bundle(report.path))
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
     with pytest.raises(ExportError, match="exists"):
@@ -398,7 +410,7 @@ def test_a_failing_export_leaves_nothing(shop: Any, complete: Any, tmp_path: Pat
 
 
 def test_an_existing_directory_is_refused_at_once(shop: Any, complete: Any, quiet: Console) -> None:
-    spec = replace(shop.spec, catalogue=replace(shop.spec.catalogue, items=Path("/nowhere.parquet")))
+    spec = replace(shop.spec, catalogue=replace(shop.spec.catalogue, items=shop.root / "features.json"))
     with pytest.raises(ExportError, match="exists: bundles are immutable"):
         export_bundle(spec, complete.path, console=quiet)
     open_bundle(complete.path)
@@ -441,6 +453,17 @@ def test_every_contradiction_of_a_specification_at_once(shop: Any, tmp_path: Pat
         "golden_user_ids: names users of a user snapshot, and there is none: export with one, or leave them out",
         "ranker click: there is no file /x/y.txt",
     ]
+
+
+def test_a_refused_specification_makes_no_directories(shop: Any, tmp_path: Path, quiet: Console) -> None:
+    out, nameless = tmp_path / "new" / "shop", replace(shop.spec, name="")
+    with pytest.raises(ExportError, match="name: a bundle needs one"):
+        export_bundle(nameless, out, console=quiet)
+    with pytest.raises(ExportError, match="name: a bundle needs one"):
+        export_all(nameless, shop.users, out, console=quiet)
+    with pytest.raises(ExportError, match="the snapshot needs a version"):
+        export_all(shop.spec, replace(shop.users, version=""), out, console=quiet)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_feature_of_a_space_that_proposes_nothing(shop: Any, tmp_path: Path) -> None:

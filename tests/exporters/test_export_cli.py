@@ -58,7 +58,7 @@ def test_build_from_parquet(run: Run, shop: Any, tmp_path: Path) -> None:
     assert status == 0
     assert "shop 2025-06-01: 400 items" in out
     assert "equal bit for bit" in out
-    for step in ("items", "vector spaces", "rankers", "golden requests", "verification"):
+    for step in ("user snapshot", "items", "vector spaces", "rankers", "golden requests", "verification"):
         assert f"\n{step} " in f"\n{err}"
     assert err.endswith(f"wrote {tmp_path / 'out'}\n")
     bundle = open_bundle(tmp_path / "out/bundle")

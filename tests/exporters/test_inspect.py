@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from recserve.bundle.v1 import manifest_pb2
-from recserve.exporters.inspect import diff_bundles, human_bytes, inspect_bundle, verify_bundle
-from recserve.server.bundle.errors import BundleCorruptError
+from recserve.exporters.inspect import diff_bundles, human_bytes, inspect_artifact, inspect_bundle, verify_bundle
+from recserve.server.bundle.errors import BundleCorruptError, BundleNotFoundError
+from recserve.server.bundle.snapshot import open_snapshot
 
 Make = Callable[..., Path]
 
@@ -46,6 +47,34 @@ def test_inspect_shows_what_is_there(tiny_bundle: Make) -> None:
         assert part in text
 
 
+def cells_of(text: str) -> set[tuple[str, ...]]:
+    """The rows of a table."""
+    rows = (line.strip("│") for line in text.splitlines() if line.startswith("│"))
+    return {tuple(cell.strip() for cell in row.split("│")) for row in rows}
+
+
+def test_inspect_tells_a_snapshot_from_a_bundle(tiny_bundle: Make, tiny_snapshot: Make) -> None:
+    bundle, snapshot = shown(inspect_artifact(tiny_bundle())), shown(inspect_artifact(tiny_snapshot()))
+    assert bundle.startswith("bundle tiny 1 ")
+    assert snapshot.startswith("user snapshot 1 ")
+    assert cells_of(snapshot) >= {
+        ("users", "50"),
+        ("columns", "1 number, 1 category, 1 time, 1 categories"),
+        ("event types", "view, cart, purchase"),
+    }
+    assert {row for row in cells_of(snapshot) if row[0] == "user part of the definitions"} <= cells_of(bundle)
+
+
+def test_what_is_of_bundles_only_says_that_it_got_a_snapshot(tiny_bundle: Make, tiny_snapshot: Make) -> None:
+    snapshot = tiny_snapshot()
+    for work in (lambda: verify_bundle(snapshot, allow_native_code=False), lambda: diff_bundles(snapshot, snapshot)):
+        with pytest.raises(BundleNotFoundError, match=f"{snapshot} is a user snapshot, not a bundle: give the dir"):
+            work()
+    bundle = tiny_bundle()
+    with pytest.raises(BundleNotFoundError, match=f"{bundle} is a bundle, not a user snapshot: give the dir"):
+        open_snapshot(bundle)
+
+
 def test_verify_names_what_is_wrong(tiny_bundle: Make) -> None:
     path = tiny_bundle()
     assert "tiny 1 is whole: 33 files" in shown(verify_bundle(path, allow_native_code=False))
@@ -62,8 +91,7 @@ def test_diff_tells_what_was_removed_added_and_changed(
     items = tiny_items.set_column(0, "item_id", pa.array(ids))
     tiny_schema["features"][0]["name"] = "cost"
     other = tiny_bundle(items=items, schema=tiny_schema, version="2", edit=add_forest, target=tmp_path / "other")
-    lines = shown(diff_bundles(tiny_bundle(), other)).splitlines()
-    cells = {tuple(cell.strip() for cell in line.strip("│").split("│")) for line in lines if line.startswith("│")}
+    cells = cells_of(shown(diff_bundles(tiny_bundle(), other)))
     assert ("version", "1", "2") in cells
     assert ("items", "-1: item-000", "+1: [bold]new") in cells
     assert ("features", "-1: price", "+1: cost") in cells

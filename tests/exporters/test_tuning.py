@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -125,6 +128,22 @@ def test_kinds_of_codes_share_their_lists() -> None:
 )
 def test_small_catalogues_are_not_tuned(kind: str, items: int, dim: int, tuned: bool) -> None:
     assert indexes.needs_queries(IndexSpec(kind=kind), items, dim) is tuned  # type: ignore[arg-type]
+
+
+def test_the_size_of_an_index_is_found_without_a_copy_of_it(tmp_path: Path) -> None:
+    many = np.tile(VECTORS, (40, 1))
+    index = faiss.index_factory(DIM, "IVF16,SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.train(VECTORS)
+    index.add(many)
+    tracemalloc.start()
+    try:
+        built = indexes._built_faiss(many, index, "IVF16,SQ8", manifest_pb2.IVF_SQ8)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    faiss.write_index(index, str(tmp_path / "index"))
+    assert built.bytes == (tmp_path / "index").stat().st_size > len(many) * DIM
+    assert most < built.bytes / 4
 
 
 def test_who_survives_a_race() -> None:

@@ -216,6 +216,8 @@ def test_where_nothing_is_near_the_valid_names_are_listed(toml_file: TomlFile) -
          'found "a b", allowed is a name of letters, digits, `_` and `-`, at most 64'),
         ("[placements.home]\nobjective_weights = {click = -1}\n", "placements.home.objective_weights.click",
          "found -1, allowed is a number, 0 to 1,000,000"),
+        ('[state]\nsnapshot = "users\\u0000"\n', "state.snapshot",
+         "holds a NUL character (\\u0000), which no path can have: remove it"),
         ("[compute]\ndevice = 'tpu'\n", "compute.device", 'found "tpu", allowed is one of "cpu", "cuda"'),
     ],
 )  # fmt: skip
@@ -298,6 +300,26 @@ def test_a_port_that_kubernetes_did_not_set_is_a_typo() -> None:
 def test_a_text_with_a_line_break_is_no_second_key() -> None:
     found = problems(environment=BUNDLE | {"RECSERVE_SERVER__PORT": "5\nhost = 'x'"})
     assert set(found) == {"server.port"}
+
+
+def test_a_bundle_where_no_path_leads(toml_file: TomlFile) -> None:
+    found = problems(file=toml_file('[[bundles]]\npath = "shop\\u0000"\n'))
+    assert found["bundles.0.path"][1] == "holds a NUL character (\\u0000), which no path can have: remove it"
+
+
+def test_a_name_with_a_line_break_stays_on_its_line(toml_file: TomlFile) -> None:
+    file = toml_file('[placements."ho\\nme"]\n')
+    flag = Assignment.from_text(("placements", "b\n", "mmr_weight"), "2", "flag --set placements.b\n.mmr_weight")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file=file, environment=BUNDLE, flags=[flag])
+    rule = "allowed is a name of letters, digits, `_` and `-`, at most 64"
+    said = r"placements.b\n{} (flag --set placements.b\n.mmr_weight): found {}"
+    assert str(caught.value).splitlines() == [
+        "3 errors in the configuration:",
+        rf'  placements.ho\nme (file {file}): found "ho\nme", {rule}',
+        "  " + said.format("", rf'"b\n", {rule}'),
+        "  " + said.format(".mmr_weight", "2, allowed is a number, 0 to 1"),
+    ]
 
 
 def test_bytes_that_are_not_utf8_are_shown_as_such() -> None:

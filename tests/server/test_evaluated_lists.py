@@ -13,14 +13,21 @@ from recserve.exporters.evaluation.answers import TOP, answer
 from recserve.exporters.evaluation.requests import make_requests
 from recserve.exporters.evaluation.truth import read_truth
 from recserve.exporters.evaluation.users import open_users, purchase_code
-from recserve.exporters.spec import EvaluationMode, EvaluationSpec, PlacementSpec, SourceShare
+from recserve.exporters.spec import EvaluationMode, EvaluationSpec
 from recserve.server.bundle.reader import open_bundle
 from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.pipeline.pipeline import open_pipeline
+from recserve.server.pipeline.settings import PlacementSettings, SourceSettings
 from recserve.v1 import recommender_pb2 as pb
 from recserve.v1 import recommender_pb2_grpc
 
-PLACEMENT = PlacementSpec(sources=[SourceShare("als", 0.7), SourceShare("popular", 0.2), SourceShare("again", 0.1)])
+PLACEMENT = PlacementSettings(
+    sources=(
+        SourceSettings(name="als", weight=0.7),
+        SourceSettings(name="popular", weight=0.2),
+        SourceSettings(name="again", weight=0.1),
+    )
+)
 """That of the server behind `address`."""
 
 

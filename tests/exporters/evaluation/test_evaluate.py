@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -23,13 +24,13 @@ from recserve.exporters.evaluation import metrics
 from recserve.exporters.evaluation.answers import BATCH, TOP, Answers, answer
 from recserve.exporters.evaluation.placement import read_placement
 from recserve.exporters.evaluation.requests import make_requests
-from recserve.exporters.evaluation.results import Evaluation
+from recserve.exporters.evaluation.results import Evaluation, figure_names
 from recserve.exporters.evaluation.times import parse_time
 from recserve.exporters.evaluation.truth import read_truth
 from recserve.exporters.evaluation.users import SEGMENTS, open_users, purchase_code, segment
 from recserve.exporters.export import export_bundle
 from recserve.exporters.golden import user_state
-from recserve.exporters.spec import BundleSpec, EvaluationSpec, PlacementSpec, SegmentSpec, SourceShare
+from recserve.exporters.spec import BundleSpec, EvaluationSpec, SegmentSpec
 from recserve.exporters.specfile import read_spec
 from recserve.kernels.features import ColumnValues, FeatureSchema
 from recserve.server.bundle.reader import open_bundle
@@ -37,7 +38,13 @@ from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.bundle.snapshot import Snapshot, open_snapshot
 from recserve.server.config import load_settings
 from recserve.server.pipeline.pipeline import Pipeline, open_pipeline
-from recserve.server.pipeline.types import Cap, Freshness, Fusion, History, Result, UserState
+from recserve.server.pipeline.settings import (
+    CapSettings,
+    FreshnessSettings,
+    PlacementSettings,
+    SourceSettings,
+)
+from recserve.server.pipeline.types import History, Result, UserState
 from recserve.server.rpc.convert import Converter
 from recserve.v1 import recommender_pb2 as pb
 
@@ -46,13 +53,18 @@ NOW_US = int(NOW.timestamp()) * 1_000_000
 DAY_US = 86_400_000_000
 USERS = 50
 """Of the shop's, and two whom nobody knows; the shop's last two users have no history."""
-PLACEMENT = PlacementSpec(
+PLACEMENT = PlacementSettings(
     candidates=100,
-    sources=[SourceShare("ann", 0.4), SourceShare("als", 0.4), SourceShare("popular", 0.1), SourceShare("again", 0.1)],
-    caps=[Cap("category", 3)],
+    sources=(
+        SourceSettings(name="ann", weight=0.4),
+        SourceSettings(name="als", weight=0.4),
+        SourceSettings(name="popular", weight=0.1),
+        SourceSettings(name="again", weight=0.1),
+    ),
+    caps=(CapSettings(attribute="category", max=3),),
     mmr_weight=0.7,
     diversity_space="content",
-    freshness=Freshness(0.2, 14.0),
+    freshness=FreshnessSettings(boost=0.2, half_life_days=14.0),
 )
 
 
@@ -119,13 +131,15 @@ def state(pipeline: Pipeline, snapshot: Snapshot, user: str) -> UserState:
     "placement",
     [
         PLACEMENT,
-        PlacementSpec(candidates=60),
+        PlacementSettings(candidates=60),
         # Sources that run short: popular items stand in, as many as are served.
-        PlacementSpec(sources=[SourceShare("again", 1.0)], caps=[Cap("category", 1)]),
+        PlacementSettings(
+            sources=(SourceSettings(name="again", weight=1.0),), caps=(CapSettings(attribute="category", max=1),)
+        ),
     ],
 )
 def test_full_is_what_the_pipeline_answers_one_by_one(
-    pipeline: Pipeline, snapshot: Snapshot, spec: EvaluationSpec, placement: PlacementSpec, mode: Any
+    pipeline: Pipeline, snapshot: Snapshot, spec: EvaluationSpec, placement: PlacementSettings, mode: Any
 ) -> None:
     spec = replace(spec, placement=placement)
     ids, answers = answers_of(pipeline, snapshot, spec, mode)
@@ -327,7 +341,7 @@ def test_a_sample_of_users_is_drawn_by_its_seed(pipeline: Pipeline, snapshot: Sn
 def test_a_placement_without_diversity_is_shown_a_trial(
     pipeline: Pipeline, snapshot: Snapshot, spec: EvaluationSpec
 ) -> None:
-    found = evaluate(pipeline, snapshot, replace(spec, placement=PlacementSpec(candidates=60), modes=("all",)))
+    found = evaluate(pipeline, snapshot, replace(spec, placement=PlacementSettings(candidates=60), modes=("all",)))
     document = found.to_json()
     assert document["diversity"]["trial"]
     assert document["diversity"]["all"]["before"] == document["modes"]["all"]["full"]
@@ -415,26 +429,23 @@ def test_a_named_time_column_must_be_there(
 def test_everything_that_a_bundle_cannot_serve_is_told_at_once(
     pipeline: Pipeline, snapshot: Snapshot, spec: EvaluationSpec
 ) -> None:
-    wrong = PlacementSpec(
-        candidates=0,
-        sources=[SourceShare("populer", 1.0)],
-        fusion=Fusion(depth=0),
-        caps=[Cap("price", 1)],
+    wrong = PlacementSettings(
+        sources=(SourceSettings(name="populer", weight=1.0),),
+        caps=(CapSettings(attribute="price", max=1),),
         diversity_space="als",
-        objective_weights={"revenue": -1.0},
+        objective_weights={"revenue": 1.0},
+        in_region=True,
     )
     with pytest.raises(ExportError) as caught:
         evaluate(pipeline, snapshot, replace(spec, placement=wrong))
     for part in (
-        "'populer'",
-        "placement.fusion: expected a depth of at least 1",
-        'did you mean "popular"?',
-        "'price' is not in the bundle; valid: category",
-        "'als'",
-        "'revenue'",
-        "candidates: expected at least 1",
+        "sources[0].name: the bundle has no source 'populer'; did you mean \"popular\"?",
+        "caps[0].attribute: the bundle has no category attribute 'price'; valid: category",
+        "diversity_space: the bundle has no vector space of length 1 'als'; valid: ",
+        "objective_weights.revenue: the bundle has no objective 'revenue'; valid: ",
+        "in_region: it answers items of the request's country only",
     ):
-        assert part in str(caught.value)
+        assert f"  placement.{part}" in str(caught.value)
     with pytest.raises(ExportError, match="modes: expected"):
         evaluate(pipeline, snapshot, replace(spec, modes=()))
 
@@ -442,8 +453,9 @@ def test_everything_that_a_bundle_cannot_serve_is_told_at_once(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[placements.home]\nin_region = true", "evaluate a placement without it"),
-        ("[placements.home]\ncandidatse = 5", "candidatse"),
+        ("[placements.home]\ncandidatse = 5", r"placements\.home\.candidatse: "),
+        ("[placements.home]\ncandidates = 6000", r"placements\.home\.candidates: .*less than or equal to 5000"),
+        ("placements = 3", "placements: "),
         ("[placements.hme]", "there is no placement 'home'; there are default, hme"),
         ("not toml", "cannot be read"),
     ],
@@ -460,8 +472,16 @@ def test_a_minimum_is_held_against_the_figures(found: Evaluation) -> None:
     found.check({"all.full.ndcg@10": value, "all.union.recall@100": 0.01})
     with pytest.raises(ExportError, match=r"all.full.ndcg@10 is 0.\d+, the minimum 0.99"):
         found.check({"all.full.ndcg@10": 0.99})
-    with pytest.raises(ExportError, match=r"there is no figure 'ndcg@10'; the figures are all.full.ndcg@10"):
-        found.check({"ndcg@10": 0.1})
+    with pytest.raises(ExportError, match=r"there is no figure 'all.ful.ndcg@10'; did you mean \"all.full.ndcg@10\"?"):
+        found.check({"all.ful.ndcg@10": 0.1})
+
+
+def test_the_names_of_the_figures_are_known_beforehand(
+    pipeline: Pipeline, spec: EvaluationSpec, found: Evaluation
+) -> None:
+    spaces = [name for name in pipeline.sources if name in pipeline.bundle.spaces]
+    assert sorted(figure_names(spec, spaces, pipeline.sources, ranked=True)) == sorted(found.figures())
+    assert not any(".relevance." in name for name in figure_names(spec, spaces, pipeline.sources, ranked=False))
 
 
 # ------------------------------------------------------------------------------------------------------ export, command
@@ -477,7 +497,7 @@ def fixture_flat(complete: Any, spec: EvaluationSpec) -> BundleSpec:
         features=FeatureSchema.from_json(json.dumps(schema)),
         spaces=[space for space in complete.shop.spec.spaces if space.name != "ann"],
         rankers=(),
-        evaluation=replace(spec, placement=PlacementSpec(candidates=60)),
+        evaluation=replace(spec, placement=PlacementSettings(candidates=60)),
     )
 
 
@@ -511,6 +531,30 @@ def test_a_bundle_below_the_minimum_is_not_written(
         export_bundle(flat, tmp_path / "bundle", console=quiet)
 
 
+def test_a_minimum_of_no_figure_is_refused_before_anything_is_read(
+    complete: Any, flat: BundleSpec, tmp_path: Path
+) -> None:
+    assert flat.evaluation is not None
+    names = ("all.full.ndgc@10", "first.own.map@10", "all.union.recall@500", "?")
+    misspelt = replace(flat.evaluation, minimum={"all.full.ndcg@10": 0.1, **dict.fromkeys(names, 0.1)})
+    log = io.StringIO()
+    with pytest.raises(ExportError) as caught:
+        export_bundle(
+            replace(flat, evaluation=misspelt),
+            tmp_path / "bundle",
+            snapshot=complete.snapshot,
+            console=Console(file=log),
+        )
+    _, *told, every = str(caught.value).splitlines()
+    assert told == [
+        "  evaluation: minimum: there is no figure 'all.full.ndgc@10'; did you mean \"all.full.ndcg@10\"?",
+        "  evaluation: minimum: there is no figure 'first.own.map@10'; did you mean \"first.als.map@10\"?",
+        "  evaluation: minimum: there is no figure 'all.union.recall@500'; did you mean \"all.union.recall@60\"?",
+    ]
+    assert "figure '?'; valid: all.full.ndcg@10, all.full.precision@10, " in every
+    assert log.getvalue() == ""
+
+
 def test_a_specification_file_says_how_to_evaluate(complete: Any, truth: pa.Table, tmp_path: Path) -> None:
     root = shutil.copytree(complete.shop.root, tmp_path / "shop")
     pyarrow.parquet.write_table(truth, root / "truth.parquet")
@@ -531,7 +575,9 @@ placement = { candidates = 60, caps = [{ attribute = "category", max = 2 }], mmr
     found = read_spec(path)[0].evaluation
     assert found is not None
     assert (found.time_us, found.modes, found.minimum) == (NOW_US, ["all"], {"all.full.ndcg@10": 0.01})
-    assert found.placement == PlacementSpec(candidates=60, caps=[Cap("category", 2)], mmr_weight=0.5)
+    assert found.placement == PlacementSettings(
+        candidates=60, caps=(CapSettings(attribute="category", max=2),), mmr_weight=0.5
+    )
     assert found.segments == SegmentSpec(inactive_days=30)
     path.write_text(given + '\n[evaluation]\ntruth = "truth.parquet"\nplacement = { candidats = 60 }\n')
     with pytest.raises(ExportError) as caught:

@@ -611,7 +611,7 @@ def test_placements_are_checked_before_any_request(make_bundle):
         "placements.bad.exclude_purchased",
         "similar.behaviour_space",
     ]
-    assert "the bundle has no source 'als'; it has: again, ann, popular" in str(refused.value)
+    assert "the bundle has no source 'als'; valid: ann, popular, again" in str(refused.value)
 
 
 def test_sound_placements_pass(make_bundle):
