@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import sys
 import tempfile
 import time
@@ -281,6 +283,35 @@ def test_a_service_that_raises_leaves_nobody_waiting(run, front: str) -> None:
         return code
 
     assert run(asking()) in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    "reply", [b"", Status(code=Code.RESOURCE_EXHAUSTED, message="too late")], ids=["answer", "status"]
+)
+def test_deadlines_that_pass_while_an_answer_leaves_are_no_errors(run, front: str, reply, caplog) -> None:
+    """One in a few hundred of these calls ends in just that moment."""
+
+    async def answer(_method: str, _payload: bytes, time_left: float | None) -> bytes | Status:
+        assert time_left is not None
+        await asyncio.sleep(max(0.0, time_left + random.uniform(-0.001, 0.0005)))
+        return reply
+
+    def call(port: int) -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            recommend = channel.unary_unary(RECOMMEND)
+            for _ in range(300):
+                recommend.future(b"", timeout=random.uniform(0.002, 0.01)).exception()
+
+    async def scenario() -> None:
+        settings = ServerSettings(port=0)
+        opened = front_type(front)(Service(answer), settings)
+        port = opened.bind(look_up(settings.host, settings.port))
+        await opened.start()
+        await asyncio.gather(*(asyncio.to_thread(call, port) for _ in range(6)))
+        await opened.stop(0.1)
+
+    run(scenario(), loop=uvloop.new_event_loop)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_nothing_is_left_in_the_temporary_folder(run, front: str, tmp_path: Path, monkeypatch) -> None:
