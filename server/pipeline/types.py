@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,16 @@ class Fusion:
     """Above 0. About the number of candidates: far below it, a source's first few count for too much."""
 
 
+class Size(NamedTuple):
+    """Roughly what a query costs."""
+
+    kind: QueryKind
+    candidates: int
+    """Bits of their number (`Query.work`)."""
+    chosen: int
+    """Bits of the number of items that are chosen with regard to one another, by caps or MMR; 0: none is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Query:
     """A validated request; see the module's docstring."""
@@ -156,6 +167,12 @@ class Query:
     def work(self) -> int:
         """How many candidates are looked at: those of similar items are found for each given item."""
         return self.pool * max(1, self.given_rows.size) if self.kind is QueryKind.SIMILAR else self.pool
+
+    @property
+    def size(self) -> Size:
+        """Queries of equal size take about as long."""
+        chosen = self.count if self.rerank.caps or self.rerank.mmr_weight is not None else 0
+        return Size(self.kind, self.work.bit_length(), chosen.bit_length())
 
     @property
     def depth(self) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
 from recserve.server.pipeline.errors import DeadlineExpiredError, NotReadyError, OverloadedError
+from recserve.server.pipeline.types import Size
 
 _SMOOTHING: Final = 0.1
-"""Weight of the newest batch in the moving average: about the last twenty batches count."""
+"""Weight of the newest batch in the moving averages: about the last twenty batches count."""
 
 _HEADROOM: Final = 1.25
 """Estimates are means, and an answer has to leave after it is computed: a request that is let in at the very edge is
@@ -22,9 +25,10 @@ _RETRY_BOUNDS_S: Final = (0.01, 10.0)
 class Ticket:
     """A place among the admitted requests, perhaps one in the queue as well; given back once."""
 
-    def __init__(self, admission: Admission, deadline: float) -> None:
+    def __init__(self, admission: Admission, deadline: float, size: Size) -> None:
         self._admission: Admission | None = admission
         self._deadline = deadline
+        self._size = size
         self._queued = False
 
     def enqueue(self) -> None:
@@ -35,13 +39,13 @@ class Ticket:
             OverloadedError: see `Admission.admit`.
         """
         if self._admission is not None and not self._queued:
-            self._admission._enqueue(self._deadline)
+            self._admission._enqueue(self._deadline, self._size)
             self._queued = True
 
     def release(self) -> None:
         """Give the places back; further calls do nothing."""
         if self._admission is not None:
-            self._admission._leave(queued=self._queued)
+            self._admission._leave(self._size if self._queued else None)
             self._admission = None
 
     def __enter__(self) -> Ticket:
@@ -65,8 +69,9 @@ class Admission:
         self._max_queue = max_queue
         self._threads = threads
         self._admitted = 0
-        self._queued = 0
-        self._seconds_each = 0.0
+        self._queued: Counter[Size] = Counter()
+        self._seconds: dict[Size, float] = {}
+        """That a request of each size takes a compute thread."""
         self._open = True
         self._empty = asyncio.Event()
         self._empty.set()
@@ -76,11 +81,12 @@ class Admission:
         """Requests admitted and not yet answered."""
         return self._admitted
 
-    def admit(self, deadline: float, *, queued: bool = True) -> Ticket:
+    def admit(self, deadline: float, size: Size, *, queued: bool = True) -> Ticket:
         """A place for a request that must be answered by `deadline` (`time.monotonic()` seconds).
 
         Args:
             deadline: of the request.
+            size: of the request.
             queued: False for a request that probably needs no compute thread, and so no place in the queue: it is let
                 in however long that is. If it needs one after all, `Ticket.enqueue` asks for it.
 
@@ -91,7 +97,7 @@ class Admission:
         """
         if not self._open:
             raise NotReadyError("the server is draining; ask another replica")
-        ticket = Ticket(self, deadline)
+        ticket = Ticket(self, deadline, size)
         if queued:
             ticket.enqueue()
         else:
@@ -100,17 +106,22 @@ class Admission:
         self._empty.clear()
         return ticket
 
-    def observe(self, seconds: float, served: int, given_up: int = 0) -> None:
-        """One compute thread had a batch for `seconds`, of which some requests were served and others given up.
+    def observe(self, seconds: float, served: Sequence[Size], given_up: Sequence[Size] = ()) -> None:
+        """One compute thread had a batch for `seconds`, above 0, of which some requests were served, others given up.
 
-        Who left or was too late cost little: counted, they would make requests look cheap just when time runs out.
-        A batch of nothing else tells at least that a request takes no less than its share. Were it passed over, an
-        estimate far too low, as before a slow start, would go on to let everybody in too late.
+        The time is divided among sizes as they were expected to take it. Who left or was too late cost little: counted,
+        they would make requests look cheap just when time runs out. A batch of nothing else tells at least that they
+        take no less. Were it passed over, an estimate far too low, as before a slow start, would go on to let everybody
+        in too late.
         """
-        newest = seconds / served if served else max(seconds / given_up, self._seconds_each)
-        if self._seconds_each:
-            newest = (1 - _SMOOTHING) * self._seconds_each + _SMOOTHING * newest
-        self._seconds_each = newest
+        batch = served or given_up
+        expected = [self._seconds.get(size, seconds / len(batch)) for size in batch]
+        scale = seconds / sum(expected)
+        if not served:
+            scale = max(scale, 1.0)
+        for size, before in dict(zip(batch, expected, strict=True)).items():
+            newest = scale * before
+            self._seconds[size] = (1 - _SMOOTHING) * before + _SMOOTHING * newest if size in self._seconds else newest
 
     def close(self) -> None:
         """Admit nothing more."""
@@ -120,32 +131,35 @@ class Admission:
         """Return when every admitted request has been answered or has left."""
         await self._empty.wait()
 
-    def _enqueue(self, deadline: float) -> None:
+    def _enqueue(self, deadline: float, size: Size) -> None:
         left = _check_time_left(deadline)
-        if self._queued >= self._max_queue:
-            raise OverloadedError(f"the queue is full with {self._queued} requests", self._retry_after())
+        ahead = self._queued.total()
+        if ahead >= self._max_queue:
+            raise OverloadedError(f"the queue is full with {ahead} requests", self._retry_after())
         # An empty queue always admits. Otherwise one slow start could refuse everybody for ever: the estimate only
         # changes when something is served.
-        wait = self._wait(self._queued + 1)
-        if self._queued and _HEADROOM * wait > left:
+        own = self._seconds.get(size, 0.0)
+        wait = max(own, (self._work_ahead() + own) / self._threads)  # a request is not shared between threads
+        if ahead and _HEADROOM * wait > left:
             raise OverloadedError(
-                f"this and the {self._queued} requests ahead will take about {wait * 1000:.0f} ms, and the deadline is "
-                f"in {left * 1000:.0f} ms",
+                f"this and the {ahead} requests ahead will take about {wait * 1000:.0f} ms, perhaps a quarter "
+                f"more, and the deadline is in {left * 1000:.0f} ms",
                 self._retry_after(),
             )
-        self._queued += 1
+        self._queued[size] += 1
 
-    def _wait(self, requests: int) -> float:
-        """Seconds that the compute threads need for so many requests; the last one is not shared between threads."""
-        return self._seconds_each * max(1.0, requests / self._threads)
+    def _work_ahead(self) -> float:
+        """Seconds of one compute thread that all who are queued take together."""
+        return sum(count * self._seconds.get(size, 0.0) for size, count in self._queued.items())
 
     def _retry_after(self) -> float:
         shortest, longest = _RETRY_BOUNDS_S
-        return min(max(self._wait(self._queued), shortest), longest)
+        return min(max(self._work_ahead() / self._threads, shortest), longest)
 
-    def _leave(self, *, queued: bool) -> None:
+    def _leave(self, queued: Size | None) -> None:
         self._admitted -= 1
-        self._queued -= queued
+        if queued is not None:
+            self._queued[queued] -= 1
         if not self._admitted:
             self._empty.set()
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from recserve.server.pipeline.errors import CallerGoneError, DeadlineExpiredError, NotReadyError
-from recserve.server.pipeline.types import Query, Result, UserState
+from recserve.server.pipeline.types import Query, Result, Size, UserState
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +89,13 @@ class Batcher:
     Args:
         threads: compute threads.
         max_batch: most requests in one batch.
-        observe: told of each batch: seconds from its dispatch until its answers were back on the loop, and requests in
-            it that were seen through and that were given up. Where the loop and the threads share a core, the loop's
-            work is most of what a busy server adds.
+        observe: told of each batch: seconds from its dispatch until its answers were back on the loop, and the sizes
+            of requests in it that were seen through and of those that were given up. Where the loop and the threads
+            share a core, the loop's work is most of what a busy server adds.
     """
 
     def __init__(
-        self, threads: int, max_batch: int, observe: Callable[[float, int, int], object] = lambda *_batch: None
+        self, threads: int, max_batch: int, observe: Callable[[float, list[Size], list[Size]], None] = lambda *_: None
     ) -> None:
         self._max_batch = max_batch
         self._observe = observe
@@ -201,10 +201,13 @@ class Batcher:
 
     def _finished(self, batch: _Batch, outcomes: list[Outcome]) -> None:
         self._idle += 1
-        given_up = sum(isinstance(each, CallerGoneError | DeadlineExpiredError) for each in outcomes)
-        self._observe(time.monotonic() - batch.dispatched, len(outcomes) - given_up, given_up)
+        served: list[Size] = []
+        given_up: list[Size] = []
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
+            late = isinstance(outcome, CallerGoneError | DeadlineExpiredError)
+            (given_up if late else served).append(entry.query.size)
             entry.deliver(outcome)
+        self._observe(time.monotonic() - batch.dispatched, served, given_up)
         self._dispatch()
         self._note_rest()
 

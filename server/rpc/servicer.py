@@ -174,7 +174,7 @@ class RecommenderService:
     def _admit(self, job: Job, call: Call) -> Ticket:
         """Who will probably be answered from the cache takes no place in the queue."""
         held = bool(job.cache_key) and self._answers.holds(job.cache_key)
-        return self._admission.admit(call.deadline, queued=not held)
+        return self._admission.admit(call.deadline, job.query.size, queued=not held)
 
     async def _admit_all(
         self, requests: Iterable[tuple[pb.RecommendRequest, str]], call: Call, tickets: ExitStack

@@ -416,7 +416,7 @@ def test_batches_are_observed(run):
     observed: list[tuple[float, int]] = []
 
     async def scenario() -> None:
-        batcher = Batcher(1, 8, lambda seconds, served, _given_up: observed.append((seconds, served)))
+        batcher = Batcher(1, 8, lambda seconds, served, _given_up: observed.append((seconds, len(served))))
         await asyncio.gather(*(batcher.submit(Echo(jitter=0.001), query(seed), USER) for seed in range(3)))
         await batcher.close()
 
@@ -430,7 +430,7 @@ def test_who_was_too_late_is_observed_apart(run):
     pipeline = Echo()
 
     async def scenario() -> None:
-        batcher = Batcher(1, 8, lambda _seconds, *requests: observed.append(requests))
+        batcher = Batcher(1, 8, lambda _seconds, *sizes: observed.append((len(sizes[0]), len(sizes[1]))))
         pipeline.gate.clear()
         asked = [query(0), *(query(seed, seconds=0.2) for seed in range(1, 5))]
         calls = [asyncio.create_task(batcher.submit(pipeline, each, USER)) for each in asked]
@@ -458,7 +458,7 @@ def test_a_server_that_was_taken_for_fast_serves_again(run, firsts):
     async def ask(admission: Admission, batcher: Batcher) -> None:
         asked = query(0, seconds=0.05)
         assert asked.deadline is not None
-        with contextlib.suppress(DeadlineExpiredError, OverloadedError), admission.admit(asked.deadline):
+        with contextlib.suppress(DeadlineExpiredError, OverloadedError), admission.admit(asked.deadline, asked.size):
             await batcher.submit(pipeline, asked, USER)
             answered.append(time.monotonic())
 
