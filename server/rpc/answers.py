@@ -27,25 +27,41 @@ class Answer(NamedTuple):
     cache_hit: bool = False
     """It was kept from an equal request."""
 
+    @property
+    def values(self) -> int:
+        """About how many have to be written: its items, and their attributes."""
+        return self.result.rows.size * (1 + len(self.job.fields))
+
+
+def recommend(answer: Answer) -> bytes:
+    """The response to a Recommend."""
+    response = pb.RecommendResponse()
+    fill_recommend(response, answer)
+    return response.SerializeToString()
+
+
+def similar(answer: Answer) -> bytes:
+    """The response to a SimilarItems."""
+    response = pb.SimilarItemsResponse()
+    _fill(response, answer)
+    response.unknown_item_ids.extend(answer.job.unknown_item_ids)
+    return response.SerializeToString()
+
+
+def rank(answer: Answer) -> bytes:
+    """The response to a RankItems."""
+    response = pb.RankItemsResponse()
+    _fill(response, answer)
+    response.cold_start = answer.result.cold_start
+    response.unknown_item_ids.extend(answer.job.unknown_item_ids)
+    return response.SerializeToString()
+
 
 def fill_recommend(response: pb.RecommendResponse, answer: Answer) -> None:
     """Write the answer to a Recommend into an empty response."""
     _fill(response, answer)
     response.cold_start = answer.result.cold_start
     response.cache_hit = answer.cache_hit
-
-
-def fill_similar(response: pb.SimilarItemsResponse, answer: Answer) -> None:
-    """Write the answer to a SimilarItems into an empty response."""
-    _fill(response, answer)
-    response.unknown_item_ids.extend(answer.job.unknown_item_ids)
-
-
-def fill_rank(response: pb.RankItemsResponse, answer: Answer) -> None:
-    """Write the answer to a RankItems into an empty response."""
-    _fill(response, answer)
-    response.cold_start = answer.result.cold_start
-    response.unknown_item_ids.extend(answer.job.unknown_item_ids)
 
 
 def _fill(response: Response, answer: Answer) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from recserve.server.pipeline.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+
+_WRITTEN_ON_THE_LOOP: Final = 2000
+"""Values of an answer (`Answer.values`) that take a few milliseconds to write. Where there are more, a thread writes
+them, so that other calls, health checks among them, go on in between."""
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"]
 """The contract, by which fronts register the methods."""
@@ -104,10 +108,9 @@ class RecommenderService:
         try:
             request = _parse(known.request, payload)
             call.request_id = usable_request_id(getattr(request, "request_id", "")) or new_id()
-            response = await known.answer(self, request, call)
+            return await known.answer(self, request, call)
         except Exception as error:  # the one boundary at which errors become statuses
             return status_of(error, call.request_id or new_id())
-        return response.SerializeToString()
 
     async def drain(self) -> None:
         """Refuse new requests; return when admitted ones have been answered and what they showed is recorded."""
@@ -131,28 +134,22 @@ class RecommenderService:
 
     # ------------------------------------------------------------------------------------------ methods
 
-    async def _recommend(self, request: pb.RecommendRequest, call: Call) -> pb.RecommendResponse:
+    async def _recommend(self, request: pb.RecommendRequest, call: Call) -> bytes:
         job = self._converter.recommend(request, call.request_id, call.deadline)
-        response = pb.RecommendResponse()
-        answers.fill_recommend(response, await self._answer(job, call))
-        return response
+        return await self._answer(job, call, answers.recommend)
 
-    async def _similar_items(self, request: pb.SimilarItemsRequest, call: Call) -> pb.SimilarItemsResponse:
+    async def _similar_items(self, request: pb.SimilarItemsRequest, call: Call) -> bytes:
         job = self._converter.similar(request, call.request_id, call.deadline)
-        response = pb.SimilarItemsResponse()
-        answers.fill_similar(response, await self._answer(job, call))
-        return response
+        return await self._answer(job, call, answers.similar)
 
-    async def _rank_items(self, request: pb.RankItemsRequest, call: Call) -> pb.RankItemsResponse:
+    async def _rank_items(self, request: pb.RankItemsRequest, call: Call) -> bytes:
         job = self._converter.rank(request, call.request_id, call.deadline)
-        response = pb.RankItemsResponse()
-        answers.fill_rank(response, await self._answer(job, call))
-        return response
+        return await self._answer(job, call, answers.rank)
 
-    async def _explain(self, _request: pb.ExplainRequest, _call: Call) -> pb.ExplainResponse:
+    async def _explain(self, _request: pb.ExplainRequest, _call: Call) -> bytes:
         raise NotImplementedMethodError("Explain")
 
-    async def _batch_recommend(self, request: pb.BatchRecommendRequest, call: Call) -> pb.BatchRecommendResponse:
+    async def _batch_recommend(self, request: pb.BatchRecommendRequest, call: Call) -> bytes:
         problems = Problems()
         validate.check_batch(request, problems)
         problems.raise_any()
@@ -161,15 +158,19 @@ class RecommenderService:
             entries = await self._admit_all(zip(request.requests, ids, strict=True), call, tickets)
             if all(isinstance(entry, NotReadyError) for entry in entries):
                 raise NotReadyError(str(entries[0]))  # one status for all, so that clients turn to another replica
-            return await self._answer_all(entries, ids, call)
+            response = await self._answer_all(entries, ids, call)
+        return response.SerializeToString()
 
     # ----------------------------------------------------------------------------------------- the road
 
-    async def _answer(self, job: Job, call: Call) -> Answer:
+    async def _answer(self, job: Job, call: Call, write: Callable[[Answer], bytes]) -> bytes:
         """The road of a single request."""
         with self._admit(job, call) as ticket:
             fetched = await self._fetch([job.query.user_id], call)
-            return await self._finish(_Admitted(job, ticket), fetched, call)
+            answer = await self._finish(_Admitted(job, ticket), fetched, call)
+            if answer.values <= _WRITTEN_ON_THE_LOOP:
+                return write(answer)
+            return await asyncio.to_thread(write, answer)
 
     def _admit(self, job: Job, call: Call) -> Ticket:
         """Who will probably be answered from the cache takes no place in the queue."""
@@ -202,8 +203,11 @@ class RecommenderService:
             arriving = iter(road)
             for entry, request_id in zip(entries, ids, strict=True):
                 outcome = await next(arriving) if isinstance(entry, _Admitted) else entry
-                _add_answer(response, outcome, request_id)
-                await asyncio.sleep(0)  # other calls go on in between
+                if isinstance(outcome, Answer) and outcome.values > _WRITTEN_ON_THE_LOOP:
+                    await asyncio.to_thread(_add_answer, response, outcome, request_id)
+                else:
+                    _add_answer(response, outcome, request_id)
+                    await asyncio.sleep(0)  # other calls go on in between
         return response
 
     async def _outcome(self, admitted: _Admitted, fetched: _Fetched, call: Call) -> Answer | Exception:
@@ -317,7 +321,7 @@ class _Fetched(NamedTuple):
 
 class _Method(NamedTuple):
     request: type[Message]
-    answer: Callable[[RecommenderService, Any, Call], Awaitable[Message]]
+    answer: Callable[[RecommenderService, Any, Call], Awaitable[bytes]]
     """Any: the request type beside it."""
 
 

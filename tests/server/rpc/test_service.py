@@ -31,7 +31,7 @@ from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.bundle.strings import key_of
 from recserve.server.config import Settings
 from recserve.server.pipeline.pipeline import Pipeline, open_engines, open_pipeline
-from recserve.server.rpc import ListenError, RecommenderService, RpcServer, answers
+from recserve.server.rpc import ListenError, RecommenderService, RpcServer, answers, servicer
 from recserve.server.rpc.convert import Converter
 from recserve.server.rpc.servicer import SERVICE
 from recserve.server.state.embedded import EmbeddedStore, open_users
@@ -478,6 +478,34 @@ def test_answers_of_a_batch_are_written_one_at_a_time(serve, monkeypatch):
     times = serve(scenario, configured=settings(compute={"threads": 1, "max_batch": 32}))
     assert len(set(turns_at)) == 10
     assert max(times) < 300_000  # the writing takes 500 ms
+
+
+@pytest.mark.parametrize("method", ["Recommend", "BatchRecommend"])
+def test_large_answers_are_written_beside_the_loop(serve, monkeypatch, method):
+    """The loop answers health checks meanwhile."""
+    threads = {}
+    fill = answers.fill_recommend
+
+    def noted(response, answer):
+        threads[answer.values] = threading.current_thread() is threading.main_thread()
+        fill(response, answer)
+
+    def asked(count):
+        request = recommend(count=count, fields=["*"])
+        return request if method == "Recommend" else pb.BatchRecommendRequest(requests=[request])
+
+    async def scenario(client):
+        return [await getattr(client.stub, method)(asked(count)) for count in (10, 400)]
+
+    monkeypatch.setattr(answers, "fill_recommend", noted)
+    monkeypatch.setattr(servicer, "_WRITTEN_ON_THE_LOOP", 1000)  # the catalogue is small
+    small, large = serve(scenario)
+    assert list(threads.values()) == [True, False]
+    assert min(threads) < 1000 < max(threads)
+    if method == "BatchRecommend":
+        small, large = small.answers[0].response, large.answers[0].response
+    assert len(large.items) > 100
+    assert all(item.fields for item in large.items)
 
 
 # ----------------------------------------------------------------------------------------------- bad input
