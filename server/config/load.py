@@ -82,9 +82,11 @@ class Assignment:
     def leaves(self) -> Iterator[Assignment]:
         """The same as one assignment per value; an empty table stays, since it makes the section exist.
 
-        Of an empty document nothing stays: it is no section.
+        So does a table where none belongs, for validation to name. Of an empty document nothing stays: it is no
+        section.
         """
-        if not isinstance(self.value, dict) or not self.value:
+        key = find(self.path)
+        if key is None or key.kind != "table" or not isinstance(self.value, dict) or not self.value:
             if self.path:
                 yield self
             return
@@ -109,30 +111,44 @@ def load_settings(
     for assignment in (*_from_file(file), *_from_environment(environment or {}), *flags):
         for leaf in assignment.leaves():
             merged.assign(leaf)
+    problems = merged.problems
     try:
         # JSON, because strictness then still knows paths and lists, yet `port = true` and `port = "5000"` are errors.
-        return Settings.model_validate_json(json.dumps(merged.tree, default=str), strict=True)
+        found = Settings.model_validate_json(json.dumps(merged.tree, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError([_problem(details, merged) for details in error.errors() if not _follows(details)]) from None
+        problems += [_problem(details, merged) for details in error.errors() if not _follows(details)]
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 @dataclass(slots=True)
 class _Merged:
-    """The tree of values, and by path where each was said last."""
+    """The tree of values, by path where each was said last, and what is wrong with those that are not in the tree."""
 
     tree: dict[str, Value] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
     def assign(self, leaf: Assignment) -> None:
+        if problem := _misplaced(leaf):
+            self.problems.append(Problem(".".join(leaf.path), leaf.origin, problem))
+            return
         *parents, name = leaf.path
         table = self.tree
-        for parent in parents:
-            table = table.setdefault(parent, {})
+        for depth, parent in enumerate(parents, 1):
+            if table.get(parent) is None:  # a null stands for no section, until a stronger source has one
+                table[parent] = {}
+                self.origins.pop(leaf.path[:depth], None)
+            table = table[parent]
             if not isinstance(table, dict):
                 return  # a value where a section should be: validation will name it
         if leaf.value == {} and isinstance(table.get(name), dict):
             return
         table[name] = leaf.value
+        replaced = [key for key in self.origins if key[: len(leaf.path)] == leaf.path]
+        for key in replaced:
+            del self.origins[key]
         self.origins[leaf.path] = leaf.origin
 
     def origin_of(self, path: KeyPath) -> str:
@@ -142,6 +158,19 @@ class _Merged:
                 return origin
         below = {origin: None for key, origin in self.origins.items() if key[: len(path)] == path}
         return ", ".join(below) if path and below else "by default"
+
+
+def _misplaced(leaf: Assignment) -> str:
+    """Why the leaf cannot have a place in the tree: what should hold it is known, but no table. Empty: it can."""
+    for length in range(1, len(leaf.path)):
+        holder = find(leaf.path[:length])
+        if holder is None:
+            break  # validation will name it
+        if holder.kind == "list":
+            return f"cannot be set inside a list; give the whole of {_spelt(leaf.path[:length], leaf.origin)}"
+        if holder.kind != "table":
+            return f"no such key; {_spelt(leaf.path[:length], leaf.origin)} is {holder.allowed}"
+    return ""
 
 
 def _from_file(file: Path | None) -> list[Assignment]:
@@ -225,13 +254,16 @@ def _described(path: KeyPath) -> str:
 
 
 def _suggestion(path: KeyPath, origin: str) -> str:
-    meant = nearest(path)
-    if not meant:
-        names = children(path[:-1])
-        return f"; there are {', '.join(names)}" if names else ""
-    if origin.startswith("environment"):
-        meant += f" ({PREFIX}{meant.replace('.', '__').upper()})"
-    return f"; did you mean {meant}?"
+    if meant := nearest(path):
+        return f"; did you mean {_spelt(tuple(meant.split('.')), origin)}?"
+    names = children(path[:-1])
+    return f"; there are {', '.join(names)}" if names else ""
+
+
+def _spelt(path: KeyPath, origin: str) -> str:
+    """A key as its dotted name, and as the variable where the environment is spoken of."""
+    variable = f" ({PREFIX}{'__'.join(path).upper()})" if origin.startswith("environment") else ""
+    return ".".join(path) + variable
 
 
 def _shown(value: Value) -> str:

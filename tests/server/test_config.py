@@ -16,6 +16,7 @@ from recserve.server.config import (
     DEFAULT_PLACEMENT,
     Assignment,
     ConfigError,
+    FreshnessSettings,
     PlacementSettings,
     Settings,
     load_settings,
@@ -308,6 +309,59 @@ def test_bytes_that_are_not_utf8_are_shown_as_such() -> None:
 def test_a_section_given_as_a_value_is_reported_and_not_overwritten() -> None:
     found = problems(environment=BUNDLE | {"RECSERVE_SERVER": "5", "RECSERVE_SERVER__PORT": "1"})
     assert found == {"server": ("environment RECSERVE_SERVER", "found 5, allowed is a table")}
+
+
+@pytest.mark.parametrize("path", [path for path, key in all_keys().items() if path and key.kind != "table"])
+def test_nothing_below_a_key_that_is_no_table_is_ignored(path: tuple[str, ...]) -> None:
+    concrete = tuple("0" if part == ANY else part for part in path)
+    flag = Assignment.from_text((*concrete, "x"), "9", "flag --set")
+    found = problems(environment=BUNDLE, flags=[flag])
+    assert found.keys() == {".".join(flag.path)}
+    assert found[".".join(flag.path)][0] == "flag --set"
+
+
+def test_what_is_set_inside_a_list_or_a_value_is_told_with_the_rest(toml_file: TomlFile) -> None:
+    file = toml_file(
+        '[server]\nport = 1\n[[bundles]]\npath = "b"\n[placements.home]\ncaps = [{attribute = "brand", max = 2}]\n'
+    )
+    environment = {"RECSERVE_BUNDLES__0__PATH": "/b", "RECSERVE_SERVER__PORT__HTTP": "2"}
+    flags = [
+        Assignment.from_text(("placements", "home", "caps", "0", "max"), "9", "flag --set"),
+        Assignment.from_text(("compute", "threads"), "0", "flag --threads"),
+    ]
+    assert problems(file=file, environment=environment, flags=flags) == {
+        "bundles.0.path": (
+            "environment RECSERVE_BUNDLES__0__PATH",
+            "cannot be set inside a list; give the whole of bundles (RECSERVE_BUNDLES)",
+        ),
+        "server.port.http": (
+            "environment RECSERVE_SERVER__PORT__HTTP",
+            "no such key; server.port (RECSERVE_SERVER__PORT) is an integer, 0 to 65,535",
+        ),
+        "placements.home.caps.0.max": (
+            "flag --set", "cannot be set inside a list; give the whole of placements.home.caps",
+        ),
+        "compute.threads": ("flag --threads", "found 0, allowed is an integer, 1 to 1,024 [threads]"),
+    }  # fmt: skip
+
+
+def test_a_table_where_a_list_belongs_is_named_as_a_whole(toml_file: TomlFile) -> None:
+    file = toml_file('[bundles]\npath = "b"\n')
+    assert problems(file=file) == {"bundles": (f"file {file}", 'found {"path": "b"}, allowed is a list, not empty')}
+
+
+def test_a_section_set_to_null_is_one_again_for_a_stronger_source() -> None:
+    environment = BUNDLE | {"RECSERVE_PLACEMENTS__HOME": "{freshness = {boost = 1, half_life_days = 2}}"}
+    environment["RECSERVE_PLACEMENTS__HOME__FRESHNESS"] = "null"
+    assert load_settings(environment=environment).placements["home"].freshness is None
+    for text in ("{boost = 0.5, half_life_days = 14}", '{"boost": 0.5, "half_life_days": 14}'):
+        flag = Assignment.from_text(("placements", "home", "freshness"), text, "flag --set")
+        found = load_settings(environment=environment, flags=[flag]).placements["home"].freshness
+        assert found == FreshnessSettings(boost=0.5, half_life_days=14)
+    flag = Assignment.from_text(("placements", "home", "freshness", "boost"), "0.5", "flag --set")
+    assert problems(environment=environment, flags=[flag])["placements.home.freshness.half_life_days"] == (
+        "flag --set", "is required: a number, above 0 to 36,500 [days]",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n"])
