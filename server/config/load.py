@@ -12,11 +12,12 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.config.keys import NAME_RULE, KeyPath, children, find, nearest
@@ -34,6 +35,8 @@ _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UD
 
 _KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 """The value of RECSERVE_PORT, where Kubernetes set it."""
+
+_UNREADABLE = "cannot be read: it is nested too deeply, not UTF-8, or a number of thousands of digits"
 
 Value = Any
 """What TOML and JSON can say."""
@@ -131,7 +134,7 @@ class _Merged:
     problems: list[Problem] = field(default_factory=list)
 
     def assign(self, leaf: Assignment) -> None:
-        if problem := _misplaced(leaf):
+        if problem := _misplaced(leaf) or _unreadable(leaf):
             self.problems.append(Problem(".".join(leaf.path), leaf.origin, problem))
             return
         *parents, name = leaf.path
@@ -173,6 +176,16 @@ def _misplaced(leaf: Assignment) -> str:
     return ""
 
 
+def _unreadable(leaf: Assignment) -> str:
+    """Why the document that is validated could not hold the leaf. Empty: it can."""
+    alone = reduce(lambda inner, name: {name: inner}, reversed(leaf.path), leaf.value)
+    try:
+        from_json(json.dumps(alone, default=str))
+    except (ValueError, RecursionError):
+        return _UNREADABLE
+    return ""
+
+
 def _from_file(file: Path | None) -> list[Assignment]:
     if file is None:
         return []
@@ -181,19 +194,23 @@ def _from_file(file: Path | None) -> list[Assignment]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError([Problem("", f"file {file}", f"cannot be read: {reason}")]) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError([Problem("", f"file {file}", f"is not TOML: {error}")]) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([Problem("", f"file {file}", _UNREADABLE)]) from error
     return [Assignment((), _anchored((), tree, file.parent), f"file {file}")]
 
 
 def _anchored(path: KeyPath, value: Value, base: Path) -> Value:
     """The same tree with relative paths taken from the file's directory."""
+    key = find(path)
+    if key is None:
+        return value  # nothing in it is a path, and it may be nested too deeply to look
     if isinstance(value, dict):
         return {name: _anchored((*path, name), child, base) for name, child in value.items()}
     if isinstance(value, list):
         return [_anchored((*path, str(index)), child, base) for index, child in enumerate(value)]
-    key = find(path)
-    return str(base / value) if key is not None and key.kind == "path" and isinstance(value, str) else value
+    return str(base / value) if key.kind == "path" and isinstance(value, str) else value
 
 
 def _from_environment(environment: Mapping[str, str]) -> list[Assignment]:
@@ -214,11 +231,11 @@ def _parse(text: str) -> Value:
     """TOML's and JSON's values; anything else is the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text  # a line break could have begun a second key
 

@@ -378,9 +378,46 @@ def test_a_wrong_bundle_is_not_called_missing(toml_file: TomlFile) -> None:
     assert [problem.key for problem in caught.value.problems] == ["bundles.0.name"]
 
 
-def test_a_file_nested_beyond_reading(toml_file: TomlFile) -> None:
-    with pytest.raises(ConfigError, match="is not TOML"):
-        load_settings(file=toml_file("x = " + "[" * 5000 + "]" * 5000))
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("x = " + "[" * 5000 + "]" * 5000, ""),
+        ("[compute]\nthreads = " + "1" * 5000, ""),
+        ("x = " + "[" * 250 + "]" * 250, "x"),
+        (".".join(["x"] * 5000) + " = 1", "x"),
+        ("[compute]\nthreads = 0x" + "f" * 5000, "compute.threads"),
+    ],
+    ids=["lists", "digits", "fewer lists", "dots", "hexadecimal digits"],
+)
+def test_a_file_beyond_reading(toml_file: TomlFile, text: str, key: str) -> None:
+    file = toml_file(text)
+    assert problems(file=file, environment=BUNDLE) == {key: (f"file {file}", UNREADABLE)}
+
+
+UNREADABLE = "cannot be read: it is nested too deeply, not UTF-8, or a number of thousands of digits"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, f'found "{"[" * 78}…, allowed is an integer, 1 to 1,024 [threads]'),
+        ("{a=" * 5000, f'found "{"{a=" * 26}…, allowed is an integer, 1 to 1,024 [threads]'),
+        ("1" * 5000, f'found "{"1" * 78}…, allowed is an integer, 1 to 1,024 [threads]'),
+        ("1" * 4000, f"found {'1' * 79}…, allowed is an integer, 1 to 1,024 [threads]"),
+        ("0x" + "f" * 5000, UNREADABLE),
+        ("[" * 250 + "]" * 250, UNREADABLE),
+    ],
+    ids=["JSON", "TOML", "digits", "fewer digits", "hexadecimal digits", "lists"],
+)
+def test_a_value_beyond_reading(text: str, message: str) -> None:
+    name = "RECSERVE_COMPUTE__THREADS"
+    assert problems(environment=BUNDLE | {name: text}) == {"compute.threads": (f"environment {name}", message)}
+
+
+@pytest.mark.parametrize("path", [("server",) * 2000, ("\udcff",)], ids=["long", "not UTF-8"])
+def test_a_key_beyond_reading(path: tuple[str, ...]) -> None:
+    flag = Assignment.from_text(path, "1", "flag --set")
+    assert problems(environment=BUNDLE, flags=[flag]) == {".".join(path): ("flag --set", UNREADABLE)}
 
 
 def test_settings_cannot_be_changed() -> None:
