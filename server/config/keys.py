@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from recserve.server.config.model import Settings
+from recserve.server.config.model import NAME_RULE, Settings
 
 KeyPath = tuple[str, ...]
 
@@ -17,8 +17,6 @@ ANY = "*"
 """In a key's path: any element of a list, or any name of a table whose names are free."""
 
 Kind = Literal["table", "list", "text", "path", "time", "choice", "integer", "number", "flag"]
-
-NAME_RULE = "a name of letters, digits, `_` and `-`, at most 64"
 
 _KINDS: Mapping[str, Kind] = {
     "object": "table", "array": "list", "string": "text", "integer": "integer", "number": "number", "boolean": "flag",

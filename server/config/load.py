@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from recserve.server.bundle.errors import RecserveError
-from recserve.server.config.keys import NAME_RULE, KeyPath, children, find, nearest
-from recserve.server.config.model import Settings
+from recserve.server.config.keys import KeyPath, children, find, nearest
+from recserve.server.config.model import NAME_RULE, Settings
 
 PREFIX = "RECSERVE_"
 """Environment variables that begin so are settings; `__` stands for the dot of a key."""

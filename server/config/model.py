@@ -25,8 +25,10 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 """From which times are counted, in microseconds."""
 _LAST_MOMENT = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-"""Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$")]
+"""Of bundles, placements and sources; whatever names a source within a bundle is one."""
+NAME_RULE = "a name: a letter, digit or `_`, then at most 63 letters, digits, `_` or `-`"
+"""`Name` in words."""
 
 
 def _unit(name: str) -> dict[str, JsonValue]:

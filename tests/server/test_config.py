@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recserve.kernels.features import operations
 from recserve.server.config import (
     DEFAULT_PLACEMENT,
     Assignment,
@@ -19,6 +20,7 @@ from recserve.server.config import (
     FreshnessSettings,
     PlacementSettings,
     Settings,
+    SourceSettings,
     load_settings,
 )
 from recserve.server.config.keys import ANY, all_keys, find, nearest
@@ -214,7 +216,7 @@ def test_where_nothing_is_near_the_valid_names_are_listed(toml_file: TomlFile) -
         ("[placements.home.freshness]\nboost = 1\n", "placements.home.freshness.half_life_days",
          "is required: a number, above 0 to 36,500 [days]"),
         ("[placements.'a b']\n", "placements.a b",
-         'found "a b", allowed is a name of letters, digits, `_` and `-`, at most 64'),
+         'found "a b", allowed is a name: a letter, digit or `_`, then at most 63 letters, digits, `_` or `-`'),
         ("[placements.home]\nobjective_weights = {click = -1}\n", "placements.home.objective_weights.click",
          "found -1, allowed is a number, 0 to 1,000,000"),
         ("[compute]\ndevice = 'tpu'\n", "compute.device", 'found "tpu", allowed is one of "cpu", "cuda"'),
@@ -245,6 +247,17 @@ def test_checks_that_involve_several_keys(toml_file: TomlFile, text: str, key: s
     found = problem_of(text, toml_file)
     assert set(found) == {key}
     assert message in found[key]
+
+
+@given(name=st.from_regex(operations.NAME, fullmatch=True))
+def test_a_source_may_be_called_as_bundles_call_theirs(name: str) -> None:
+    assert SourceSettings(name=name, weight=1).name == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a b", "a.b", "ä", "a\n", "a" * 65])
+def test_names_that_nothing_may_have(name: str) -> None:
+    with pytest.raises(ValueError, match="should match pattern"):
+        SourceSettings(name=name, weight=1)
 
 
 def test_bundle_names_are_unique(toml_file: TomlFile) -> None:
