@@ -42,7 +42,8 @@ class Similar:
             mask: which items pass the filter; None: all.
         """
         blend = self._blend(query)
-        proposals = [self._neighbours(name, query, self._without_seeds(query, mask)) for name in blend]
+        allowed = self._without_seeds(query, mask)
+        proposals = [self._neighbours(name, query, allowed) for name in blend]
         rows = np.unique(np.concatenate([each.rows for each in proposals]))
         scores = self._similarity(blend, query.given_rows, rows).max(axis=0)
         order = np.lexsort((rows, -scores))[: query.pool]
