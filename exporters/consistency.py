@@ -9,11 +9,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from recserve.exporters.errors import ExportError
-from recserve.exporters.sources import TOGETHER, TRENDING, category_columns
+from recserve.exporters.sources import category_columns
 from recserve.exporters.spec import BundleSpec, PopularBySpec, SourcesSpec, SpaceSpec, TogetherSpec, TrendingSpec
 from recserve.kernels.features.operations import suggest
-from recserve.server.bundle.layout import MAX_DAYS, NAME_RULE, SOURCE_NAMES, is_name
-from recserve.server.pipeline.sources import AGAIN, NEW, POPULAR, POPULAR_IN_CATEGORY, SIMILAR
+from recserve.server.bundle.layout import (
+    AGAIN,
+    MAX_DAYS,
+    NAME_RULE,
+    NEW,
+    POPULAR,
+    POPULAR_IN_CATEGORY,
+    SIMILAR,
+    SOURCE_NAMES,
+    TOGETHER,
+    TRENDING,
+    is_name,
+)
 
 MAX_GOLDEN_REQUESTS = 1000
 _LEAST: Final[dict[type, dict[str, int | None]]] = {

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.server.bundle.layout import SIMILAR
 from recserve.server.pipeline.assemble import Subject
 from recserve.server.pipeline.search import Searcher
 from recserve.server.pipeline.sources.base import Proposal, Request
 from recserve.server.pipeline.types import Reason, Rows
-
-SIMILAR = "similar"
 
 
 class SpaceSource:
