@@ -23,7 +23,7 @@ class Address:
     """A host and port that have been looked up."""
 
     text: str
-    """As gRPC writes it: "host:port", "[host]:port"."""
+    """See `joined`."""
     sockets: Sequence[SocketAddress]
 
     def obstacle(self, *, shared: bool = False) -> str | None:
@@ -72,13 +72,18 @@ class Address:
         return ListenError(f"cannot listen on {self.text}: {reason}; set server.port or server.host")
 
 
+def joined(host: str, port: int) -> str:
+    """An address as gRPC writes it: "host:port", or "[host]:port" where the host has colons."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def look_up(host: str, port: int) -> Address:
     """The address of a host and port.
 
     Raises:
         ListenError: the host is unknown.
     """
-    text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    text = joined(host, port)
     try:
         return Address(text, socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be a name at all

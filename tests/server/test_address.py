@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from recserve.server.address import ListenError, look_up
+from recserve.server.address import ListenError, joined, look_up
 
 HOST = "127.0.0.1"
 IN_USE = "Address already in use"
@@ -46,6 +46,13 @@ def test_a_port_that_nobody_listens_on_can_be_reserved(port: int) -> None:
                 workers.enter_context(listening(socket.SO_REUSEADDR, socket.SO_REUSEPORT, port=port))
         with pytest.raises(ListenError, match=IN_USE), look_up(HOST, port).reserved():
             pass
+
+
+@pytest.mark.parametrize(
+    ("host", "text"), [("127.0.0.1", "127.0.0.1:1"), ("localhost", "localhost:1"), ("::1", "[::1]:1")]
+)
+def test_addresses_are_written_as_grpc_reads_them(host: str, text: str) -> None:
+    assert joined(host, 1) == text
 
 
 @pytest.mark.parametrize("options", [[], [socket.SO_REUSEPORT]], ids=["one worker", "several workers"])
