@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from recserve.exporters.errors import ExportError
 from recserve.exporters.evaluation.results import figure_names
-from recserve.exporters.sources import TOGETHER, TRENDING, category_columns
+from recserve.exporters.sources import category_columns
 from recserve.exporters.spec import (
     BundleSpec,
     PopularBySpec,
@@ -21,8 +21,19 @@ from recserve.exporters.spec import (
     TrendingSpec,
 )
 from recserve.kernels.features.operations import suggest
-from recserve.server.bundle.layout import MAX_DAYS, NAME_RULE, SOURCE_NAMES, is_name
-from recserve.server.pipeline.sources import AGAIN, NEW, POPULAR, POPULAR_IN_CATEGORY, SIMILAR
+from recserve.server.bundle.layout import (
+    AGAIN,
+    MAX_DAYS,
+    NAME_RULE,
+    NEW,
+    POPULAR,
+    POPULAR_IN_CATEGORY,
+    SIMILAR,
+    SOURCE_NAMES,
+    TOGETHER,
+    TRENDING,
+    is_name,
+)
 
 MAX_GOLDEN_REQUESTS = 1000
 _LEAST: Final[dict[type, dict[str, int | None]]] = {

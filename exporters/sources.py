@@ -23,7 +23,6 @@ from recserve.exporters.writer import BundleWriter
 from recserve.kernels.features import MISSING_TIME, ColumnSpec, FeatureSchema
 from recserve.server.bundle import layout
 
-TOGETHER, TRENDING = "together", "trending"
 MAX_LISTS: Final = 1 << 24
 """Of one source: each takes memory while it is made, and a place in the bundle, whether it holds an item or not."""
 
@@ -92,10 +91,11 @@ def _all_lists(
     if sources.together is not None:
         baskets, rows = _read_baskets(sources.together, items, tell)
         lists = bought_together(baskets, rows, len(items.ids), sources.together)
-        yield manifest_pb2.ItemLists(name=TOGETHER, kind=manifest_pb2.TOGETHER), lists
+        yield manifest_pb2.ItemLists(name=layout.TOGETHER, kind=manifest_pb2.TOGETHER), lists
     events = _read_events(sources.events, sources.popular_by, schema, items, tell) if sources.events else None
     if sources.trending is not None:
-        yield manifest_pb2.ItemLists(name=TRENDING, kind=manifest_pb2.TRENDING), _trending(sources, events, items)
+        lists = _trending(sources, events, items)
+        yield manifest_pb2.ItemLists(name=layout.TRENDING, kind=manifest_pb2.TRENDING), lists
     for each in sources.popular_by:
         found = _required(events)
         sizes = _list_sizes(each, schema, items)

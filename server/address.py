@@ -23,7 +23,7 @@ class Address:
     """A host and port that have been looked up."""
 
     text: str
-    """As gRPC writes it: "host:port", "[host]:port"."""
+    """See `joined`."""
     sockets: Sequence[SocketAddress]
 
     def obstacle(self, *, shared: bool = False) -> str | None:
@@ -59,9 +59,8 @@ class Address:
         with contextlib.ExitStack() as held:
             for family, kind, protocol, _, address in self.sockets:
                 holder = held.enter_context(socket.socket(family, kind, protocol))
-                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 try:
-                    holder.bind((address[0], address[1] or port, *address[2:]))
+                    _hold(holder, (address[0], address[1] or port, *address[2:]))
                 except OSError as error:
                     raise self.refused(error.strerror) from error
                 port = holder.getsockname()[1]
@@ -73,15 +72,33 @@ class Address:
         return ListenError(f"cannot listen on {self.text}: {reason}; set server.port or server.host")
 
 
+def joined(host: str, port: int) -> str:
+    """An address as gRPC writes it: "host:port", or "[host]:port" where the host has colons."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def look_up(host: str, port: int) -> Address:
     """The address of a host and port.
 
     Raises:
         ListenError: the host is unknown.
     """
-    text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    text = joined(host, port)
     try:
         return Address(text, socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be a name at all
         reason = error.strerror if isinstance(error, OSError) else error
         raise ListenError(f"cannot listen on {text}: the host is unknown ({reason}); set server.host") from error
+
+
+def _hold(holder: socket.socket, address: tuple[Any, ...]) -> None:
+    """Bind a socket that does not listen, so that only sockets that share the port can be bound beside it."""
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        holder.bind(address)
+    except OSError:
+        # Perhaps connections of a server that has ended are in the way. SO_REUSEADDR gets past them, but while a socket
+        # that does not listen has it, every server gets past that, too: it is for the moment of binding only.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(address)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)

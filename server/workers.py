@@ -109,6 +109,7 @@ class _Workers:
 
     def __init__(self, settings: Settings) -> None:
         self._running: dict[Connection, SpawnProcess] = {}
+        self._failed: set[Connection] = set()  # they have said why they end
         self._announcements: list[str] = []
         self._count = settings.server.workers
         self._stopping = False
@@ -145,6 +146,7 @@ class _Workers:
             self._ended(worker)
             return
         if isinstance(message, _Failed):
+            self._failed.add(worker)
             self._stop(message.error)
         elif isinstance(message, _Ready):
             self._announcements.append(message.announcement)
@@ -158,7 +160,7 @@ class _Workers:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         if not self._stopping:
             self._stop(f"{process.name} ended {how}, so the others were stopped; the log may say more")
-        elif code:
+        elif code and worker not in self._failed:
             logger.warning("%s ended %s instead of draining", process.name, how)
 
     def _received(self, number: signal.Signals) -> None:

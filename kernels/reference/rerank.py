@@ -31,11 +31,15 @@ def calibrate(
 
 def _sigmoid(value: float) -> float:
     """The logistic function with the C library's exp; NumPy's own may differ in the last bit."""
+    if math.isnan(value):
+        return value
     return 1.0 / (1.0 + math.exp(-value)) if value > -709.0 else 0.0
 
 
 def _interpolate(margin: float, x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """The piecewise linear function through the knots, constant outside them, never above the knot to the right."""
+    if math.isnan(margin):
+        return margin
     right = int(np.searchsorted(x, margin, side="right"))
     if right == 0 or right == len(x):
         return float(y[max(0, right - 1)])

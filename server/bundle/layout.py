@@ -72,8 +72,17 @@ LISTS_PARTS: Final[dict[str, np.dtype[np.generic]]] = {
 }
 """The parts of a candidate source's lists with their dtypes."""
 
-SOURCE_NAMES: Final = frozenset({"popular", "again", "similar", "new", "popular_in_category"})
+AGAIN: Final = "again"
+NEW: Final = "new"
+POPULAR: Final = "popular"
+POPULAR_IN_CATEGORY: Final = "popular_in_category"
+SIMILAR: Final = "similar"
+SOURCE_NAMES: Final = frozenset({AGAIN, NEW, POPULAR, POPULAR_IN_CATEGORY, SIMILAR})
 """Candidate sources that bundles have without lists; neither spaces nor lists may take these names."""
+
+TOGETHER: Final = "together"
+TRENDING: Final = "trending"
+"""What exports call the lists of these kinds."""
 
 MAX_WEIGHT: Final = 1e6
 """The largest weight of a source or objective, also in the configuration and in requests: sums and products of them

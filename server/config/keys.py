@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from recserve.server.config.model import Settings
+from recserve.server.pipeline.settings import NAME_RULE
 
 KeyPath = tuple[str, ...]
 
@@ -17,8 +18,6 @@ ANY = "*"
 """In a key's path: any element of a list, or any name of a table whose names are free."""
 
 Kind = Literal["table", "list", "text", "path", "time", "choice", "integer", "number", "flag"]
-
-NAME_RULE = "a name of letters, digits, `_` and `-`, at most 64"
 
 _KINDS: Mapping[str, Kind] = {
     "object": "table", "array": "list", "string": "text", "integer": "integer", "number": "number", "boolean": "flag",

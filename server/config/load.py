@@ -12,15 +12,17 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 from recserve.server.bundle.errors import RecserveError
-from recserve.server.config.keys import NAME_RULE, KeyPath, children, find, nearest
+from recserve.server.config.keys import KeyPath, children, find, nearest
 from recserve.server.config.model import Settings
+from recserve.server.pipeline.settings import NAME_RULE
 from recserve.server.text import printable
 
 PREFIX = "RECSERVE_"
@@ -35,6 +37,8 @@ _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UD
 
 _KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 """The value of RECSERVE_PORT, where Kubernetes set it."""
+
+_UNREADABLE = "cannot be read: it is nested too deeply, not UTF-8, or a number of thousands of digits"
 
 Value = Any
 """What TOML and JSON can say."""
@@ -84,9 +88,11 @@ class Assignment:
     def leaves(self) -> Iterator[Assignment]:
         """The same as one assignment per value; an empty table stays, since it makes the section exist.
 
-        Of an empty document nothing stays: it is no section.
+        So does a table where none belongs, for validation to name. Of an empty document nothing stays: it is no
+        section.
         """
-        if not isinstance(self.value, dict) or not self.value:
+        key = find(self.path)
+        if key is None or key.kind != "table" or not isinstance(self.value, dict) or not self.value:
             if self.path:
                 yield self
             return
@@ -111,30 +117,44 @@ def load_settings(
     for assignment in (*_from_file(file), *_from_environment(environment or {}), *flags):
         for leaf in assignment.leaves():
             merged.assign(leaf)
+    problems = merged.problems
     try:
         # JSON, because strictness then still knows paths and lists, yet `port = true` and `port = "5000"` are errors.
-        return Settings.model_validate_json(json.dumps(merged.tree, default=str), strict=True)
+        found = Settings.model_validate_json(json.dumps(merged.tree, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError([_problem(details, merged) for details in error.errors() if not _follows(details)]) from None
+        problems += [_problem(details, merged) for details in error.errors() if not _follows(details)]
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 @dataclass(slots=True)
 class _Merged:
-    """The tree of values, and by path where each was said last."""
+    """The tree of values, by path where each was said last, and what is wrong with those that are not in the tree."""
 
     tree: dict[str, Value] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
     def assign(self, leaf: Assignment) -> None:
+        if problem := _misplaced(leaf) or _unreadable(leaf):
+            self.problems.append(Problem(".".join(leaf.path), leaf.origin, problem))
+            return
         *parents, name = leaf.path
         table = self.tree
-        for parent in parents:
-            table = table.setdefault(parent, {})
+        for depth, parent in enumerate(parents, 1):
+            if table.get(parent) is None:  # a null stands for no section, until a stronger source has one
+                table[parent] = {}
+                self.origins.pop(leaf.path[:depth], None)
+            table = table[parent]
             if not isinstance(table, dict):
                 return  # a value where a section should be: validation will name it
         if leaf.value == {} and isinstance(table.get(name), dict):
             return
         table[name] = leaf.value
+        replaced = [key for key in self.origins if key[: len(leaf.path)] == leaf.path]
+        for key in replaced:
+            del self.origins[key]
         self.origins[leaf.path] = leaf.origin
 
     def origin_of(self, path: KeyPath) -> str:
@@ -146,6 +166,29 @@ class _Merged:
         return ", ".join(below) if path and below else "by default"
 
 
+def _misplaced(leaf: Assignment) -> str:
+    """Why the leaf cannot have a place in the tree: what should hold it is known, but no table. Empty: it can."""
+    for length in range(1, len(leaf.path)):
+        holder = find(leaf.path[:length])
+        if holder is None:
+            break  # validation will name it
+        if holder.kind == "list":
+            return f"cannot be set inside a list; give the whole of {_spelt(leaf.path[:length], leaf.origin)}"
+        if holder.kind != "table":
+            return f"no such key; {_spelt(leaf.path[:length], leaf.origin)} is {holder.allowed}"
+    return ""
+
+
+def _unreadable(leaf: Assignment) -> str:
+    """Why the document that is validated could not hold the leaf. Empty: it can."""
+    alone = reduce(lambda inner, name: {name: inner}, reversed(leaf.path), leaf.value)
+    try:
+        from_json(json.dumps(alone, default=str))
+    except (ValueError, RecursionError):
+        return _UNREADABLE
+    return ""
+
+
 def _from_file(file: Path | None) -> list[Assignment]:
     if file is None:
         return []
@@ -154,19 +197,23 @@ def _from_file(file: Path | None) -> list[Assignment]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError([Problem("", f"file {file}", f"cannot be read: {reason}")]) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError([Problem("", f"file {file}", f"is not TOML: {error}")]) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([Problem("", f"file {file}", _UNREADABLE)]) from error
     return [Assignment((), _anchored((), tree, file.parent), f"file {file}")]
 
 
 def _anchored(path: KeyPath, value: Value, base: Path) -> Value:
     """The same tree with relative paths taken from the file's directory."""
+    key = find(path)
+    if key is None:
+        return value  # nothing in it is a path, and it may be nested too deeply to look
     if isinstance(value, dict):
         return {name: _anchored((*path, name), child, base) for name, child in value.items()}
     if isinstance(value, list):
         return [_anchored((*path, str(index)), child, base) for index, child in enumerate(value)]
-    key = find(path)
-    return str(base / value) if key is not None and key.kind == "path" and isinstance(value, str) else value
+    return str(base / value) if key.kind == "path" and isinstance(value, str) else value
 
 
 def _from_environment(environment: Mapping[str, str]) -> list[Assignment]:
@@ -187,11 +234,11 @@ def _parse(text: str) -> Value:
     """TOML's and JSON's values; anything else is the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text  # a line break could have begun a second key
 
@@ -227,13 +274,16 @@ def _described(path: KeyPath) -> str:
 
 
 def _suggestion(path: KeyPath, origin: str) -> str:
-    meant = nearest(path)
-    if not meant:
-        names = children(path[:-1])
-        return f"; there are {', '.join(names)}" if names else ""
-    if origin.startswith("environment"):
-        meant += f" ({PREFIX}{meant.replace('.', '__').upper()})"
-    return f"; did you mean {meant}?"
+    if meant := nearest(path):
+        return f"; did you mean {_spelt(tuple(meant.split('.')), origin)}?"
+    names = children(path[:-1])
+    return f"; there are {', '.join(names)}" if names else ""
+
+
+def _spelt(path: KeyPath, origin: str) -> str:
+    """A key as its dotted name, and as the variable where the environment is spoken of."""
+    variable = f" ({PREFIX}{'__'.join(path).upper()})" if origin.startswith("environment") else ""
+    return ".".join(path) + variable
 
 
 def _shown(value: Value) -> str:

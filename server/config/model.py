@@ -193,7 +193,12 @@ class ComputeSettings(Section):
         description="Most requests that one compute thread takes at once.",
         json_schema_extra=unit("requests"),
     )
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where towers and search run.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="Where towers and search run. On `cuda` search is exact; where it has to look at more than 2,048 "
+        "items (the candidates asked of a source, over the share of items that pass the filter), the CPU scans all of "
+        "them instead.",
+    )
     ranker_engine: Literal["bitsliced", "tl2cgen"] = Field(
         default="bitsliced",
         description="What evaluates the forests. Both give the same scores to the last bit; `tl2cgen` is native code.",

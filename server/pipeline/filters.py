@@ -31,7 +31,9 @@ ColumnT = TypeVar("ColumnT")
 PURCHASE_EVENT = "purchase"
 """The event type that `exclude_purchased` refers to."""
 CACHED_BYTES: Final = 64 << 20
-"""Of conditions' bitmaps, per bundle: 500 at a million items, 50 at ten million."""
+"""Of conditions' bitmaps with their keys, per bundle: 500 at a million items, 50 at ten million."""
+ENTRY_BYTES: Final = 320
+"""What an entry of theirs takes beside both: measured, since in a small catalogue it is most of it."""
 SCAN_SHARE: Final = 8
 """Categories that hold one in this many items are found by a scan of the column, smaller ones by their rows."""
 SCRATCH_MASKS: Final = 32
@@ -67,6 +69,7 @@ class Filters:
         price = catalogue.role("price")
         self._by_price = RowsByNumber(price.values) if isinstance(price, NumberColumn) else None
         self._cached: OrderedDict[tuple[str, object], Mask] = OrderedDict()
+        self._cached_bytes = 0
         self._lock = threading.Lock()
         self._scratch: list[Mask] = []
 
@@ -131,9 +134,11 @@ class Filters:
         mask = self._make(condition)
         mask.flags.writeable = False
         with self._lock:
-            self._cached[condition.key] = mask
-            while len(self._cached) > 1 and len(self._cached) * mask.nbytes > CACHED_BYTES:
-                self._cached.popitem(last=False)
+            if condition.key not in self._cached:  # another thread may have made it meanwhile
+                self._cached[condition.key] = mask
+                self._cached_bytes += _entry_bytes(condition.key, mask)
+            while len(self._cached) > 1 and self._cached_bytes > CACHED_BYTES:
+                self._cached_bytes -= _entry_bytes(*self._cached.popitem(last=False))
         return mask
 
     def _make(self, condition: _Condition) -> Mask:
@@ -165,6 +170,12 @@ class Filters:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else no_rows()
+
+
+def _entry_bytes(key: tuple[str, object], mask: Mask) -> int:
+    """What a kept bitmap takes; its key has 4 bytes a value, of as many as a request may name."""
+    _, value = key
+    return mask.nbytes + (len(value) if isinstance(value, bytes) else 0) + ENTRY_BYTES
 
 
 def _conditions(catalogue: Catalogue, wanted: ItemFilter) -> Iterator[_Condition]:

@@ -58,7 +58,9 @@ FACTORY_CLASSES: Final[dict[int, tuple[str, ...]]] = {
 }
 """By kind: the FAISS classes of `index.faiss`. All hold codes, and no copy of the vectors."""
 
-_GPU_MAX_FETCH: Final = 2048  # FAISS's limit for k on a GPU
+GPU_FARTHEST: Final = 2048
+"""FAISS finds no more rows on a GPU."""
+
 _SPARE: Final = 16
 _APART: Final = 3  # so many times the lists, where what passes may lie apart from the query
 
@@ -213,8 +215,8 @@ class GpuIndex:
             self._index.add(vectors[start : start + (1 << 18)])
 
     def rescored(self, k: int, reach: int) -> int:  # noqa: ARG002  it has no selectors
-        """See Index.rescored; at most 2,048 rows, FAISS's limit on GPUs."""
-        return min(overfetch(reach), _GPU_MAX_FETCH)
+        """See Index.rescored."""
+        return min(overfetch(reach), GPU_FARTHEST)
 
     def find(self, queries: Vectors, k: Counts, reach: Counts, masks: Sequence[Mask | None]) -> list[Found]:
         """See Index.find."""

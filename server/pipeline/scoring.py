@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,9 @@ from recserve.server.pipeline.types import Freshness, Rows
 
 RECIPROCAL_RANK_OFFSET = 60.0
 """The constant of reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009)."""
+
+HIGHEST_RELEVANCE: Final = math.nextafter(1.0, 0.0)
+"""The end of what `recserve.kernels.rerank.calibrate` gives."""
 
 
 def combine(relevance: NDArray[np.float64], weights: Sequence[float]) -> NDArray[np.float64]:
@@ -29,7 +34,7 @@ def combine(relevance: NDArray[np.float64], weights: Sequence[float]) -> NDArray
     combined = np.zeros(relevance.shape[0])
     for column, weight in enumerate(weights):  # in a fixed order, so that a batch has the bits of its parts
         combined += relevance[:, column] * (weight / total)
-    return combined
+    return np.minimum(combined, HIGHEST_RELEVANCE)  # the sum of the rounded shares may exceed 1
 
 
 def fuse_ranks(ranks: NDArray[np.int32]) -> NDArray[np.float64]:

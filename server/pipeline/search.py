@@ -18,7 +18,7 @@ from recserve.bundle.v1 import manifest_pb2
 from recserve.kernels import bitmaps
 from recserve.kernels import vectors as kernel
 from recserve.server.bundle.reader import Space
-from recserve.server.pipeline.index import Found, GpuIndex, Index, Mask, Vectors, open_index
+from recserve.server.pipeline.index import GPU_FARTHEST, Found, GpuIndex, Index, Mask, Vectors, open_index
 
 EXACT_SHARE: Final = 16
 """An index is asked while it scores at most one in this many of the items that an exact search would score."""
@@ -70,11 +70,13 @@ class IndexSearcher:
     Args:
         vectors: float32 [items, dim], finite.
         index: over the same items.
+        farthest: how far it can look at most, as the number of nearest items; None: as far as there are items.
     """
 
-    def __init__(self, vectors: Vectors, index: Index) -> None:
+    def __init__(self, vectors: Vectors, index: Index, farthest: int | None = None) -> None:
         self._vectors = vectors
         self._index = index
+        self._farthest = len(vectors) if farthest is None else min(farthest, len(vectors))
 
     def search(self, queries: Vectors, k: int, masks: Sequence[Mask | None]) -> list[Found]:
         """See Searcher.search."""
@@ -88,8 +90,9 @@ class IndexSearcher:
         for widening in WIDENINGS:
             asked, reach = [], []
             for i in able:
-                far = min(widening * wanted[i] * items // max(passing[i], 1), items)
-                if i not in found and self._pays(wanted[i], far, passing[i]):
+                evenly = wanted[i] * items // max(passing[i], 1)  # far enough, if what passes is spread evenly
+                far = min(widening * evenly, self._farthest)
+                if i not in found and evenly <= far and self._pays(wanted[i], far, passing[i]):
                     asked.append(i)
                     reach.append(far)
             if asked:
@@ -118,7 +121,8 @@ def open_searcher(space: Space, device: str) -> Searcher:
 
     Args:
         space: of an open bundle.
-        device: "cpu": as the manifest says. "cuda": exact on the GPU, whatever the index, which is one for CPUs.
+        device: "cpu": as the manifest says. "cuda": exact on the GPU, whatever the index, which is one for CPUs; what
+            has to look farther than GPU_FARTHEST is exact on the CPU.
 
     Raises:
         BundleUnsupportedError: this build has no FAISS, or none with a GPU.
@@ -126,7 +130,7 @@ def open_searcher(space: Space, device: str) -> Searcher:
         BundleCorruptError: the index cannot be read.
     """
     if device == "cuda":
-        return IndexSearcher(space.vectors, GpuIndex(space.vectors))
+        return IndexSearcher(space.vectors, GpuIndex(space.vectors), GPU_FARTHEST)
     if space.spec.index.kind == manifest_pb2.EXACT:
         return ExactSearcher(space.vectors)
     return IndexSearcher(space.vectors, open_index(space))

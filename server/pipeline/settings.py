@@ -16,8 +16,10 @@ from recserve.server.bundle.layout import MAX_WEIGHT
 DEFAULT_PLACEMENT = "default"
 """The placement of requests that name none; it always exists."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-"""Letters, digits, `_` and `-`; up to 64, starting with a letter or digit."""
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$")]
+"""Of bundles, placements and sources; whatever names a source within a bundle is one."""
+NAME_RULE = "a name: a letter, digit or `_`, then at most 63 letters, digits, `_` or `-`"
+"""`Name` in words."""
 
 
 def unit(name: str) -> dict[str, JsonValue]:

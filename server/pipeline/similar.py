@@ -42,7 +42,8 @@ class Similar:
             mask: which items pass the filter; None: all.
         """
         blend = self._blend(query)
-        proposals = [self._neighbours(name, query, self._without_seeds(query, mask)) for name in blend]
+        allowed = self._without_seeds(query, mask)
+        proposals = [self._neighbours(name, query, allowed) for name in blend]
         rows = np.unique(np.concatenate([each.rows for each in proposals]))
         scores = self._similarity(blend, query.given_rows, rows).max(axis=0)
         order = np.lexsort((rows, -scores))[: query.pool]
@@ -65,12 +66,7 @@ class Similar:
     def _neighbours(self, name: str, query: Query, allowed: Mask) -> Proposal:
         """The nearest items of every seed in one space, by the cosine to the nearest of them."""
         seeds = self._spaces[name].vectors[query.given_rows]
-        found = self._searchers[name].search(seeds, query.pool, [allowed] * len(seeds))
-        rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        best_first = np.lexsort((rows, -scores))
-        _, first = np.unique(rows[best_first], return_index=True)
-        kept = best_first[np.sort(first)]
-        return Proposal(rows[kept], scores[kept])
+        return Proposal.merged(self._searchers[name].search(seeds, query.pool, [allowed] * len(seeds)))
 
     def _similarity(self, blend: Mapping[str, float], seeds: Rows, rows: Rows) -> NDArray[np.float64]:
         """[seeds, rows]."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-SOURCES: Final = frozenset(
-    {"ann", "als", "content", "similar", "together", "trending", "popular", "popular_in_category", "again", "new"}
-)
-"""Candidate sources."""
+from recserve.server.bundle import layout
+
+SOURCES: Final = layout.SOURCE_NAMES | {layout.TOGETHER, layout.TRENDING, "ann", "als", "content"}
+"""Candidate sources; the last three are vector spaces."""
 
 OBJECTIVES: Final = frozenset({"click", "purchase", "revenue"})
 """What rankers predict."""

@@ -103,9 +103,10 @@ def test_isotonic_knots_that_almost_meet(rerank: ModuleType) -> None:
     assert rerank.calibrate(margins, 2, x, y).tolist() == [0.1, 0.2, 0.2, 0.9, 0.9]
 
 
-def test_calibration_of_nan_is_nan() -> None:
-    for kind, x, y in ((1, [1.0, 0.0], []), (2, [0.0, 1.0], [0.2, 0.3])):
-        assert np.isnan(kernel.calibrate(np.array([np.nan]), kind, np.array(x), np.array(y, np.float64)))
+@pytest.mark.parametrize(("kind", "x", "y"), [(1, [1.0, 0.0], []), (2, [0.0, 1.0], [0.2, 0.3])])
+def test_calibration_of_nan_is_nan(rerank: ModuleType, kind: int, x: list[float], y: list[float]) -> None:
+    relevance = rerank.calibrate(np.array([0.0, np.nan, 0.5]), kind, np.array(x), np.array(y, np.float64))
+    assert np.isnan(relevance).tolist() == [False, True, False]
 
 
 def test_kinds_are_the_manifests() -> None:

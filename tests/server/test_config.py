@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recserve.kernels.features import operations
 from recserve.server.config import (
     DEFAULT_PLACEMENT,
     Assignment,
     ConfigError,
+    FreshnessSettings,
     PlacementSettings,
     Settings,
+    SourceSettings,
     load_settings,
 )
 from recserve.server.config.keys import ANY, all_keys, find, nearest
@@ -213,7 +216,7 @@ def test_where_nothing_is_near_the_valid_names_are_listed(toml_file: TomlFile) -
         ("[placements.home.freshness]\nboost = 1\n", "placements.home.freshness.half_life_days",
          "is required: a number, above 0 to 36,500 [days]"),
         ("[placements.'a b']\n", "placements.a b",
-         'found "a b", allowed is a name of letters, digits, `_` and `-`, at most 64'),
+         'found "a b", allowed is a name: a letter, digit or `_`, then at most 63 letters, digits, `_` or `-`'),
         ("[placements.home]\nobjective_weights = {click = -1}\n", "placements.home.objective_weights.click",
          "found -1, allowed is a number, 0 to 1,000,000"),
         ('[state]\nsnapshot = "users\\u0000"\n', "state.snapshot",
@@ -246,6 +249,17 @@ def test_checks_that_involve_several_keys(toml_file: TomlFile, text: str, key: s
     found = problem_of(text, toml_file)
     assert set(found) == {key}
     assert message in found[key]
+
+
+@given(name=st.from_regex(operations.NAME, fullmatch=True))
+def test_a_source_may_be_called_as_bundles_call_theirs(name: str) -> None:
+    assert SourceSettings(name=name, weight=1).name == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a b", "a.b", "ä", "a\n", "a" * 65])
+def test_names_that_nothing_may_have(name: str) -> None:
+    with pytest.raises(ValueError, match="should match pattern"):
+        SourceSettings(name=name, weight=1)
 
 
 def test_bundle_names_are_unique(toml_file: TomlFile) -> None:
@@ -332,6 +346,59 @@ def test_a_section_given_as_a_value_is_reported_and_not_overwritten() -> None:
     assert found == {"server": ("environment RECSERVE_SERVER", "found 5, allowed is a table")}
 
 
+@pytest.mark.parametrize("path", [path for path, key in all_keys().items() if path and key.kind != "table"])
+def test_nothing_below_a_key_that_is_no_table_is_ignored(path: tuple[str, ...]) -> None:
+    concrete = tuple("0" if part == ANY else part for part in path)
+    flag = Assignment.from_text((*concrete, "x"), "9", "flag --set")
+    found = problems(environment=BUNDLE, flags=[flag])
+    assert found.keys() == {".".join(flag.path)}
+    assert found[".".join(flag.path)][0] == "flag --set"
+
+
+def test_what_is_set_inside_a_list_or_a_value_is_told_with_the_rest(toml_file: TomlFile) -> None:
+    file = toml_file(
+        '[server]\nport = 1\n[[bundles]]\npath = "b"\n[placements.home]\ncaps = [{attribute = "brand", max = 2}]\n'
+    )
+    environment = {"RECSERVE_BUNDLES__0__PATH": "/b", "RECSERVE_SERVER__PORT__HTTP": "2"}
+    flags = [
+        Assignment.from_text(("placements", "home", "caps", "0", "max"), "9", "flag --set"),
+        Assignment.from_text(("compute", "threads"), "0", "flag --threads"),
+    ]
+    assert problems(file=file, environment=environment, flags=flags) == {
+        "bundles.0.path": (
+            "environment RECSERVE_BUNDLES__0__PATH",
+            "cannot be set inside a list; give the whole of bundles (RECSERVE_BUNDLES)",
+        ),
+        "server.port.http": (
+            "environment RECSERVE_SERVER__PORT__HTTP",
+            "no such key; server.port (RECSERVE_SERVER__PORT) is an integer, 0 to 65,535",
+        ),
+        "placements.home.caps.0.max": (
+            "flag --set", "cannot be set inside a list; give the whole of placements.home.caps",
+        ),
+        "compute.threads": ("flag --threads", "found 0, allowed is an integer, 1 to 1,024 [threads]"),
+    }  # fmt: skip
+
+
+def test_a_table_where_a_list_belongs_is_named_as_a_whole(toml_file: TomlFile) -> None:
+    file = toml_file('[bundles]\npath = "b"\n')
+    assert problems(file=file) == {"bundles": (f"file {file}", 'found {"path": "b"}, allowed is a list, not empty')}
+
+
+def test_a_section_set_to_null_is_one_again_for_a_stronger_source() -> None:
+    environment = BUNDLE | {"RECSERVE_PLACEMENTS__HOME": "{freshness = {boost = 1, half_life_days = 2}}"}
+    environment["RECSERVE_PLACEMENTS__HOME__FRESHNESS"] = "null"
+    assert load_settings(environment=environment).placements["home"].freshness is None
+    for text in ("{boost = 0.5, half_life_days = 14}", '{"boost": 0.5, "half_life_days": 14}'):
+        flag = Assignment.from_text(("placements", "home", "freshness"), text, "flag --set")
+        found = load_settings(environment=environment, flags=[flag]).placements["home"].freshness
+        assert found == FreshnessSettings(boost=0.5, half_life_days=14)
+    flag = Assignment.from_text(("placements", "home", "freshness", "boost"), "0.5", "flag --set")
+    assert problems(environment=environment, flags=[flag])["placements.home.freshness.half_life_days"] == (
+        "flag --set", "is required: a number, above 0 to 36,500 [days]",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("text", ["", "# nothing yet\n"])
 def test_a_file_that_says_nothing(toml_file: TomlFile, text: str) -> None:
     bundles = Assignment(("bundles",), [{"path": "b"}], "flag --bundle")
@@ -346,9 +413,46 @@ def test_a_wrong_bundle_is_not_called_missing(toml_file: TomlFile) -> None:
     assert [problem.key for problem in caught.value.problems] == ["bundles.0.name"]
 
 
-def test_a_file_nested_beyond_reading(toml_file: TomlFile) -> None:
-    with pytest.raises(ConfigError, match="is not TOML"):
-        load_settings(file=toml_file("x = " + "[" * 5000 + "]" * 5000))
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("x = " + "[" * 5000 + "]" * 5000, ""),
+        ("[compute]\nthreads = " + "1" * 5000, ""),
+        ("x = " + "[" * 250 + "]" * 250, "x"),
+        (".".join(["x"] * 5000) + " = 1", "x"),
+        ("[compute]\nthreads = 0x" + "f" * 5000, "compute.threads"),
+    ],
+    ids=["lists", "digits", "fewer lists", "dots", "hexadecimal digits"],
+)
+def test_a_file_beyond_reading(toml_file: TomlFile, text: str, key: str) -> None:
+    file = toml_file(text)
+    assert problems(file=file, environment=BUNDLE) == {key: (f"file {file}", UNREADABLE)}
+
+
+UNREADABLE = "cannot be read: it is nested too deeply, not UTF-8, or a number of thousands of digits"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, f'found "{"[" * 78}…, allowed is an integer, 1 to 1,024 [threads]'),
+        ("{a=" * 5000, f'found "{"{a=" * 26}…, allowed is an integer, 1 to 1,024 [threads]'),
+        ("1" * 5000, f'found "{"1" * 78}…, allowed is an integer, 1 to 1,024 [threads]'),
+        ("1" * 4000, f"found {'1' * 79}…, allowed is an integer, 1 to 1,024 [threads]"),
+        ("0x" + "f" * 5000, UNREADABLE),
+        ("[" * 250 + "]" * 250, UNREADABLE),
+    ],
+    ids=["JSON", "TOML", "digits", "fewer digits", "hexadecimal digits", "lists"],
+)
+def test_a_value_beyond_reading(text: str, message: str) -> None:
+    name = "RECSERVE_COMPUTE__THREADS"
+    assert problems(environment=BUNDLE | {name: text}) == {"compute.threads": (f"environment {name}", message)}
+
+
+@pytest.mark.parametrize("path", [("server",) * 2000, ("\udcff",)], ids=["long", "not UTF-8"])
+def test_a_key_beyond_reading(path: tuple[str, ...]) -> None:
+    flag = Assignment.from_text(path, "1", "flag --set")
+    assert problems(environment=BUNDLE, flags=[flag]) == {".".join(path): ("flag --set", UNREADABLE)}
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -120,6 +120,7 @@ def test_a_bundle_that_cannot_be_served_is_told_once(recserve: Run) -> None:
     found = recserve("serve", "--bundle", "/none", "--port", "0", "--workers", "3")
     assert found.returncode == 1
     assert found.stderr.count("recserve: bundle") == 1
+    assert "instead of draining" not in found.stderr, "who has said why is not accused"
     assert found.stderr.splitlines()[-1].startswith('recserve: bundle "default" at /none: no such directory')
 
 

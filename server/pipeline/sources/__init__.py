@@ -15,21 +15,20 @@ from collections.abc import Iterator, Mapping
 
 from recserve.bundle.v1 import manifest_pb2
 from recserve.server.bundle.columns import TimeColumn
+from recserve.server.bundle.layout import AGAIN, NEW, POPULAR, POPULAR_IN_CATEGORY, SIMILAR
 from recserve.server.bundle.lists import ItemLists
 from recserve.server.bundle.reader import Bundle
 from recserve.server.pipeline.orders import RowsByCode
 from recserve.server.pipeline.search import Searcher
 from recserve.server.pipeline.sources.base import Proposal, Request, Source
-from recserve.server.pipeline.sources.behaviour import AGAIN, AgainSource, TogetherSource, TrendingSource
-from recserve.server.pipeline.sources.new import NEW, NewSource
+from recserve.server.pipeline.sources.behaviour import AgainSource, TogetherSource, TrendingSource
+from recserve.server.pipeline.sources.new import NewSource
 from recserve.server.pipeline.sources.popular import (
-    POPULAR,
-    POPULAR_IN_CATEGORY,
     PopularBySource,
     PopularInCategorySource,
     PopularSource,
 )
-from recserve.server.pipeline.sources.spaces import SIMILAR, SimilarSource, SpaceSource
+from recserve.server.pipeline.sources.spaces import SimilarSource, SpaceSource
 
 __all__ = [
     "AGAIN",

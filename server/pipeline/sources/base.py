@@ -80,6 +80,15 @@ class Proposal:
         order = np.lexsort((rows, -scores))[:k]
         return Proposal(rows[order], scores[order])
 
+    @staticmethod
+    def merged(found: Sequence[tuple[Rows, NDArray[np.float32]]]) -> Proposal:
+        """What several searches found, at least one: every row once, with its best score."""
+        rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        best_first = np.lexsort((rows, -scores))
+        _, first = np.unique(rows[best_first], return_index=True)
+        kept = best_first[np.sort(first)]
+        return Proposal(rows[kept], scores[kept])
+
 
 class Source(Protocol):
     """Where candidates come from."""

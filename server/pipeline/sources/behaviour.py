@@ -7,12 +7,11 @@ from typing import Final
 
 import numpy as np
 
+from recserve.server.bundle.layout import AGAIN
 from recserve.server.bundle.lists import ItemLists
 from recserve.server.pipeline.assemble import Subject
 from recserve.server.pipeline.sources.base import Proposal, Request, first_passing
 from recserve.server.pipeline.types import Reason, Rows
-
-AGAIN = "again"
 
 _BASKET: Final = 20
 """The latest items that count as the basket where the request has no session."""

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.kernels.features import MISSING_TIME
+from recserve.server.bundle.layout import NEW
 from recserve.server.pipeline.assemble import Subject
 from recserve.server.pipeline.sources.base import Proposal, Request, first_passing
 from recserve.server.pipeline.types import Reason
-
-NEW = "new"
 
 _DAY_US: Final = 86_400_000_000
 

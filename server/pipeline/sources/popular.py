@@ -11,14 +11,12 @@ from recserve.kernels import bitmaps
 from recserve.kernels.features import ColumnLayout
 from recserve.server.bundle.catalogue import Catalogue
 from recserve.server.bundle.columns import CategoryColumn, NumberColumn, Vocabulary
+from recserve.server.bundle.layout import POPULAR, POPULAR_IN_CATEGORY
 from recserve.server.bundle.lists import ItemLists
 from recserve.server.pipeline.assemble import Subject
 from recserve.server.pipeline.orders import RowsByCode
 from recserve.server.pipeline.sources.base import Proposal, Request, first_passing
 from recserve.server.pipeline.types import Reason, Rows, no_rows
-
-POPULAR = "popular"
-POPULAR_IN_CATEGORY = "popular_in_category"
 
 FEW_SHARE: Final = 64
 """Where at most one item in this many passes, the passing items are sorted instead of the order searched for them."""

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.server.bundle.layout import SIMILAR
 from recserve.server.pipeline.assemble import Subject
 from recserve.server.pipeline.search import Searcher
 from recserve.server.pipeline.sources.base import Proposal, Request
 from recserve.server.pipeline.types import Reason, Rows
-
-SIMILAR = "similar"
 
 
 class SpaceSource:
@@ -80,9 +79,6 @@ def _merge(found: Sequence[tuple[Rows, NDArray[np.float32]]], seeds: Rows, k: in
     """
     if not found:
         return Proposal.nothing()
-    rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    best_first = np.lexsort((rows, -scores))
-    _, first = np.unique(rows[best_first], return_index=True)
-    kept = best_first[np.sort(first)]
-    kept = kept[~np.isin(rows[kept], seeds)][:k]
-    return Proposal(rows[kept], scores[kept])
+    near = Proposal.merged(found)
+    kept = np.flatnonzero(~np.isin(near.rows, seeds))[:k]
+    return Proposal(near.rows[kept], near.scores[kept])

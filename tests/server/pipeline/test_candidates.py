@@ -143,3 +143,15 @@ def test_fusion_takes_those_of_the_largest_merit(
 def test_given_candidates_have_no_origins() -> None:
     given_rows = Candidates.given(np.array([3, 1], np.int64))
     assert given_rows.ranks.shape == (2, 0)
+
+
+def test_what_several_searches_found_is_merged() -> None:
+    """By score descending and row ascending, each row with the best of its scores."""
+    found = [
+        (np.array([4, 1, 7]), np.array([0.5, 0.4, 0.1], np.float32)),
+        (np.array([7, 1, 9]), np.array([0.9, 0.5, 0.4], np.float32)),
+    ]
+    merged = Proposal.merged(found)
+    assert merged.rows.tolist() == [7, 1, 4, 9]
+    assert merged.scores.tolist() == np.array([0.9, 0.5, 0.5, 0.4], np.float32).tolist()
+    assert Proposal.merged(found[:1]).rows.tolist() == [4, 1, 7]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, islice
 
 import numpy as np
 import pytest
@@ -192,12 +194,28 @@ def test_a_kept_bitmap_is_never_handed_out_for_writing(filters: Filters) -> None
     assert np.array_equal(kept, before)
 
 
-def test_kept_bitmaps_stay_within_their_budget(filters: Filters, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 8 * bitmaps.words_of(ITEMS)
-    monkeypatch.setattr(module, "CACHED_BYTES", 3 * size)
+@pytest.mark.parametrize("listed", [1, CATEGORIES - 1])
+def test_kept_bitmaps_stay_within_their_budget(filters: Filters, monkeypatch: pytest.MonkeyPatch, listed: int) -> None:
+    """With their keys, of 4 bytes a category, and what else an entry takes."""
+    entry = 8 * bitmaps.words_of(ITEMS) + 4 * listed + module.ENTRY_BYTES
+    monkeypatch.setattr(module, "CACHED_BYTES", 4 * entry - 1)
+    everything = np.arange(CATEGORIES, dtype=np.int32)
     for code in range(CATEGORIES):
-        filters.mask(ItemFilter(include_categories=np.array([code], np.int32)), subject_of([]), state_of([]))
-    assert sum(each.nbytes for each in filters._cached.values()) == 3 * size
+        chosen = np.sort(np.roll(everything, code)[:listed])
+        filters.mask(ItemFilter(include_categories=chosen), subject_of([]), state_of([]))
+        assert len(filters._cached) == min(code + 1, 3)
+
+
+def test_kept_bitmaps_take_what_is_counted(filters: Filters) -> None:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for listed in islice(combinations(range(CATEGORIES), 4), 400):
+            filters.mask(ItemFilter(exclude_categories=np.array(listed, np.int32)), subject_of([]), state_of([]))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert filters._cached_bytes == pytest.approx(taken, rel=0.1)
 
 
 def test_a_condition_without_its_column_is_refused(catalogue: Catalogue) -> None:

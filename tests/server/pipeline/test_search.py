@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from recserve.kernels.ivf import InvertedLists
 from recserve.kernels.reference import vectors as reference
 from recserve.server.bundle.errors import BundleCorruptError, BundleMismatchError, BundleUnsupportedError
 from recserve.server.bundle.reader import Space
-from recserve.server.pipeline.index import Effort, FaissIndex, Index, ListIndex, open_index, overfetch
+from recserve.server.pipeline import index as index_module
+from recserve.server.pipeline.index import Effort, FaissIndex, Found, Index, ListIndex, open_index, overfetch
 from recserve.server.pipeline.search import ExactSearcher, IndexSearcher, Searcher, Vectors, open_searcher, recall_at_k
 
 faiss = pytest.importorskip("faiss", reason="FAISS is in the extras [cpu] and [gpu]")
@@ -339,6 +341,82 @@ def test_lists_of_something_else_are_refused(make_space: Callable[..., Space]) -
 def test_cuda_is_refused_with_what_to_install(make_space: Callable[..., Space], kind: str) -> None:
     with pytest.raises(BundleUnsupportedError, match=r"recserve\[gpu\]"):
         open_searcher(make_space(kind), "cuda")
+
+
+class OnGpu:
+    """FAISS's index on a GPU, with its limit, on the CPU; `fetched` says how many rows each search asked for."""
+
+    def __init__(self, _: object, dim: int) -> None:
+        self._index = faiss.IndexFlatIP(dim)
+        self.fetched: list[int] = []
+
+    def add(self, vectors: np.ndarray) -> None:
+        self._index.add(vectors)
+
+    def search(self, queries: np.ndarray, k: int, params: None) -> tuple[np.ndarray, np.ndarray]:
+        assert params is None
+        assert k <= 2048, "FAISS would raise"
+        self.fetched.append(k)
+        return self._index.search(queries, k)
+
+
+@pytest.fixture(scope="module")
+def many() -> np.ndarray:
+    """So many items that an index may be asked for 2,048 even where a fifth of them pass."""
+    vectors = np.random.default_rng(3).normal(size=(200_000, 4)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("k", "share", "fetched"),
+    [
+        (500, 1.0, [641]),
+        (2000, 1.0, [2048]),
+        (2048, 1.0, [2048]),
+        (2049, 1.0, []),
+        (500, 0.5, [1266]),
+        (500, 0.2, []),
+        (10, 0.01, []),
+    ],
+)
+def test_a_gpu_is_asked_for_no_more_than_it_can_find(
+    many: np.ndarray, monkeypatch: pytest.MonkeyPatch, k: int, share: float, fetched: list[int]
+) -> None:
+    searcher, gpu = on_gpu(many, monkeypatch)
+    masks = [None if share == 1 else bitmaps.pack(np.random.default_rng(4).permutation(len(many)) < share * len(many))]
+    assert_same(searcher.search(many[:1], k, masks), ExactSearcher(many).search(many[:1], k, masks))
+    assert gpu.fetched == fetched
+
+
+def test_a_gpu_that_finds_too_few_is_asked_for_all_that_it_can_find(
+    many: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher, gpu = on_gpu(many, monkeypatch)
+    query, masks = np.array([[-1, 0, 0, 0]], np.float32), [bitmaps.pack(many[:, 0] > 0)]
+    assert_same(searcher.search(query, 500, masks), ExactSearcher(many).search(query, 500, masks))
+    assert len(gpu.fetched) == 2
+    assert gpu.fetched[1] == 2048
+
+
+def on_gpu(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> tuple[Searcher, OnGpu]:
+    """Search with the device "cuda", and the stand-in for what is there."""
+    made: list[OnGpu] = []
+
+    def make(resources: object, dim: int) -> OnGpu:
+        made.append(OnGpu(resources, dim))
+        return made[0]
+
+    monkeypatch.setattr(
+        index_module, "_gpu_faiss", lambda: SimpleNamespace(StandardGpuResources=object, GpuIndexFlatIP=make)
+    )
+    searcher = open_searcher(Space(manifest_pb2.Space(name="ann", dim=vectors.shape[1]), vectors), "cuda")
+    return searcher, made[0]
+
+
+def assert_same(found: list[Found], expected: list[Found]) -> None:
+    for (rows, scores), (expected_rows, expected_scores) in zip(found, expected, strict=True):
+        assert np.array_equal(rows, expected_rows)
+        assert np.array_equal(scores, expected_scores)
 
 
 @pytest.mark.parametrize("kind", ["ivf_sq8", "hnsw_sq8"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from recserve.bundle.v1 import manifest_pb2
 from recserve.kernels import bitmaps
 from recserve.kernels.features import ColumnLayout, ColumnValues
 from recserve.server.bundle.reader import Space
+from recserve.server.pipeline.index import Found, Mask, Vectors
 from recserve.server.pipeline.search import ExactSearcher
 from recserve.server.pipeline.similar import Similar
 from recserve.server.pipeline.types import Query, QueryKind
@@ -84,6 +87,20 @@ def test_only_spaces_that_found_an_item_are_its_sources(similar: Similar, spaces
         nearest = np.argsort(-cosines, kind="stable")[:5].tolist()
         for row, rank in zip(found.rows.tolist(), found.ranks[:, column].tolist(), strict=True):
             assert rank == (nearest.index(row) + 1 if row in nearest else 0)
+
+
+def test_all_spaces_are_searched_with_one_mask(spaces: dict[str, Space]) -> None:
+    searched: list[Mask | None] = []
+
+    class Watched(ExactSearcher):
+        def search(self, queries: Vectors, k: int, masks: Sequence[Mask | None]) -> list[Found]:
+            searched.extend(masks)
+            return super().search(queries, k, masks)
+
+    similar = Similar(spaces, {name: Watched(space.vectors) for name, space in spaces.items()})
+    similar.find(query([3, 7], 0.5, 10), bitmaps.full(ITEMS))
+    assert len(searched) == 4
+    assert all(mask is searched[0] for mask in searched)
 
 
 def test_one_space_in_both_parts_counts_once(similar: Similar) -> None:
