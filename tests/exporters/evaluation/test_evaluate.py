@@ -28,7 +28,7 @@ from recserve.exporters.evaluation.times import parse_time
 from recserve.exporters.evaluation.truth import read_truth
 from recserve.exporters.evaluation.users import SEGMENTS, open_users, purchase_code, segment
 from recserve.exporters.export import export_bundle
-from recserve.exporters.golden import user_state
+from recserve.exporters.golden import latest_event, user_state
 from recserve.exporters.spec import BundleSpec, EvaluationSpec, PlacementSpec, SegmentSpec, SourceShare
 from recserve.exporters.specfile import read_spec
 from recserve.kernels.features import ColumnValues, FeatureSchema
@@ -379,8 +379,38 @@ def test_leaks_are_refused(pipeline: Pipeline, snapshot: Snapshot, spec: Evaluat
     early = truth.set_column(2, "time", pa.array([NOW - datetime.timedelta(seconds=1)] * len(truth)))
     with pytest.raises(ExportError, match=r"column 'time': \d+ of \d+ events lie before the cut-off 2025-06-01T12"):
         evaluate(pipeline, snapshot, replace(spec, truth=early))
-    with pytest.raises(ExportError, match=r"holds events up to .* later than the cut-off 2025-05-01.*knows the test"):
+    with pytest.raises(ExportError, match=r"holds events up to .* before the cut-off 2025-05-01.*knows the test"):
         evaluate(pipeline, snapshot, replace(spec, time_us=parse_time("2025-05-01")))
+
+
+def test_the_moment_of_the_cut_off_is_on_one_side_only(
+    pipeline: Pipeline, snapshot: Snapshot, spec: EvaluationSpec, truth: pa.Table
+) -> None:
+    latest = latest_event(snapshot)
+    then = truth.set_column(2, "time", pa.array([latest] * len(truth), pa.timestamp("us", "UTC")))
+    with pytest.raises(ExportError, match="it knows the test"):
+        evaluate(pipeline, snapshot, replace(spec, time_us=latest, truth=then))
+    evaluate(pipeline, snapshot, replace(spec, time_us=latest + 1, modes=("all",)))
+
+
+def test_sources_that_know_the_test_are_refused(
+    complete: Any, flat: BundleSpec, tmp_path: Path, quiet: Console
+) -> None:
+    assert flat.sources.events is not None
+    table = pyarrow.parquet.read_table(flat.sources.events.table)
+    times = [NOW - datetime.timedelta(hours=1)] * len(table)
+
+    def export(late: int) -> None:
+        when = pa.array([*times[late:], *[NOW] * late], pa.timestamp("us", "UTC"))
+        events = replace(flat.sources.events, table=table.set_column(table.column_names.index("time"), "time", when))
+        spec = replace(flat, sources=replace(flat.sources, events=events))
+        export_bundle(spec, tmp_path / "bundle", snapshot=complete.snapshot, console=quiet)
+
+    with pytest.raises(
+        ExportError, match=r"column 'time': 2 of 3,000 events do not lie before the evaluation's cut-off 2025-06-01T12"
+    ):
+        export(2)
+    export(0)
 
 
 @pytest.mark.parametrize(
