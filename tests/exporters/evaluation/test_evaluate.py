@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import io
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -590,5 +593,39 @@ def test_the_command_writes_figures_and_a_page(
     assert "recall@500 of the sources" in printed.out
     assert "users without history" in printed.err
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html", "truth.parquet"]
     assert main([*arguments[:-6], "--time", "yesterday"]) == 1
     assert "'yesterday' is no time: expected ISO 8601" in capsys.readouterr().err
+
+
+class FullDisk(io.StringIO):
+    """A standard output that takes nothing."""
+
+    def write(self, _text: str, /) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_figures_that_cannot_be_printed_are_in_the_file(
+    complete: Any,
+    truth: pa.Table,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pyarrow.parquet.write_table(truth, tmp_path / "truth.parquet")
+    arguments: Sequence[str] = (
+        "evaluate",
+        str(complete.path),
+        *("--snapshot", str(complete.snapshot)),
+        *("--truth", str(tmp_path / "truth.parquet")),
+        *("--time", "2025-06-01T12:00:00Z", "--mode", "all"),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", FullDisk())
+        assert main([*arguments, "--out", str(tmp_path / "metrics.json")]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["modes"]) == ["all"]
+    assert main([*arguments, "--out", "/dev/full"]) == 1
+    printed = capsys.readouterr()
+    assert "recall@500 of the sources" in printed.out
+    assert "No space left" in printed.err
