@@ -89,11 +89,14 @@ def test_a_user_id_may_hold_anything_but_a_line_end(shop: Any) -> None:
     assert read_spec(path)[0].spaces[1].user_ids == ids
 
 
-def test_user_ids_with_line_ends_of_windows_are_refused(shop: Any, problems: Callable[[Edit], list[str]]) -> None:
+@pytest.mark.parametrize("last", [b"", b"\r\n"], ids=["last line as it is", "last line ended"])
+def test_user_ids_with_line_ends_of_windows_are_refused(
+    shop: Any, problems: Callable[[Edit], list[str]], last: bytes
+) -> None:
     path = shop.root / "windows.txt"
-    path.write_bytes((shop.root / "als_users.txt").read_bytes().replace(b"\n", b"\r\n"))
+    path.write_bytes((shop.root / "als_users.txt").read_bytes().rstrip(b"\n").replace(b"\n", b"\r\n") + last)
     (told,) = problems(swap("als_users.txt", "windows.txt"))
-    assert told.startswith(f"spaces[1].user_ids: every line of {path} ends with CR LF")
+    assert told.startswith(f"spaces[1].user_ids: the lines of {path} end with CR LF")
 
 
 @pytest.mark.parametrize("name", ["calibration_features", "calibration_labels"])
