@@ -18,6 +18,8 @@ NDCG: Final = f"ndcg@{TOP}"
 ACCURACY: Final = (NDCG, f"precision@{TOP}", f"recall@{TOP}", f"map@{TOP}")
 BEYOND: Final = ("novelty", "diversity", "categories")
 COVERAGE: Final = "coverage"
+USERS: Final = "users"
+"""How many users a segment has, beside the figures of its systems."""
 
 Figures = Mapping[str, Estimate]
 """By metric; a metric that has no value is left out."""
@@ -210,7 +212,7 @@ def _intervals(metric: str, figures: Figures) -> dict[str, Any]:
 
 
 def _segments(mode: ModeResult) -> dict[str, Any]:
-    return {name: {"users": each.users, **_intervals(NDCG, each.ndcg)} for name, each in mode.segments.items()}
+    return {name: {USERS: each.users, **_intervals(NDCG, each.ndcg)} for name, each in mode.segments.items()}
 
 
 def _calibration(found: Calibration) -> dict[str, Any]:

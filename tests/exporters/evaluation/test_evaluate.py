@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -414,6 +415,14 @@ def test_sources_that_know_the_test_are_refused(
     ):
         export(2)
     export(0)
+
+
+@pytest.mark.parametrize("name", ["any", "full", "own", "union", "users"])
+def test_a_source_with_the_name_of_a_figure_is_refused(snapshot: Snapshot, spec: EvaluationSpec, name: str) -> None:
+    """Its figures would stand where the other's do, such as those of a segment beside its number of users."""
+    pipeline: Any = SimpleNamespace(sources=("als", name))
+    with pytest.raises(ExportError, match=f"the source '{name}' has the name of a figure: rename it"):
+        evaluate(pipeline, snapshot, spec)
 
 
 @pytest.mark.parametrize(
