@@ -150,13 +150,15 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
             spec,
             on_progress=lambda done, total: status.update(f"evaluating: {done:,} of {total:,} users"),
         )
-    Console().print(*evaluation_tables(evaluation), sep="\n\n")
+    try:
+        if options.out:
+            _write(options.out, json.dumps(evaluation.to_json(), indent=2) + "\n")
+        if options.report:
+            _write(options.report, render_evaluation(evaluation))
+    finally:  # the figures took minutes: whichever place fails, the others have them
+        Console().print(*evaluation_tables(evaluation), sep="\n\n")
     for note in evaluation_notes(evaluation):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if options.out:
-        options.out.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n", encoding="utf-8")
-    if options.report:
-        options.report.write_text(render_evaluation(evaluation), encoding="utf-8")
 
 
 def _check_writable(path: Path) -> None:
@@ -171,8 +173,29 @@ def _check_writable(path: Path) -> None:
         raise ExportError(f"{path} is a directory: name a file in it")
     if not path.parent.is_dir():
         raise ExportError(f"{path} cannot be written: there is no directory {path.parent}: make it")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    places = [path] if path.exists() else []
+    places += [] if _is_device(path) else [path.resolve().parent]
+    if not all(os.access(place, os.W_OK) for place in places):
         raise ExportError(f"{path} cannot be written: this user has no right to: choose another place")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write all of a file or nothing: what was there stays until the new is complete."""
+    if _is_device(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    target = path.resolve()  # a link stays one
+    partial = target.with_name(f".{target.name}.writing")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is nothing that could be replaced, such as /dev/stdout or a pipe."""
+    return path.exists() and not path.is_file()
 
 
 def _demo(options: argparse.Namespace, console: Console) -> None:

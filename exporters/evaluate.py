@@ -25,6 +25,7 @@ from recserve.exporters.evaluation.results import (
     BEYOND,
     COVERAGE,
     NDCG,
+    USERS,
     Calibration,
     Evaluation,
     Figures,
@@ -106,9 +107,9 @@ def _check_spec(spec: EvaluationSpec, pipeline: Pipeline) -> None:
         raise ExportError(
             f"evaluation segments: expected inactive_days above 0 and a power_quantile of 0 to 1, found {spec.segments}"
         )
-    taken = {ANY, FULL, OWN, UNION} & set(pipeline.sources)
+    taken = {ANY, FULL, OWN, UNION, USERS} & set(pipeline.sources)
     if taken:
-        raise ExportError(f"evaluation: the space {min(taken)!r} has the name of a figure: rename the space")
+        raise ExportError(f"evaluation: the source {min(taken)!r} has the name of a figure: rename it")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +73,7 @@ def export_bundle(
             nothing is left under `out`.
     """
     check_spec(spec, has_snapshot=snapshot is not None)
-    with BundleWriter(out) as writer, _progress(console) as progress:
-        return _Export(spec, writer, progress, snapshot).run()
+    return _export(spec, out, snapshot, None, console)
 
 
 def export_all(
@@ -96,15 +96,27 @@ def export_all(
     check_spec(spec, has_snapshot=users is not None)
     if users is not None:
         check_snapshot_spec(users)
-    snapshot = None
+    snapshot = items = None
     seconds: dict[str, float] = {}
     with staged_directory(out) as directory:
         if users is not None:
             with _progress(console) as progress, _step("user snapshot", progress, seconds):
-                vocabularies = read_items(spec.catalogue, spec.features).vocabularies
-                snapshot = export_snapshot(users, spec.features, vocabularies, directory / "snapshot")
-        report = export_bundle(spec, directory / "bundle", snapshot=snapshot, console=console)
+                items = _read_items(spec)
+                snapshot = export_snapshot(users, spec.features, items.vocabularies, directory / "snapshot")
+        report = _export(spec, directory / "bundle", snapshot, items, console)
     return replace(report, path=out / "bundle", seconds={**seconds, **report.seconds})
+
+
+def _export(
+    spec: BundleSpec, out: Path, snapshot: Path | None, items: ItemTable | None, console: Console | None
+) -> ExportReport:
+    """See `export_bundle`; `items` are those of the specification, where they have been read."""
+    with BundleWriter(out) as writer, _progress(console) as progress:
+        return _Export(spec, writer, progress, snapshot).run(items)
+
+
+def _read_items(spec: BundleSpec) -> ItemTable:
+    return read_items(spec.catalogue, spec.features, score_columns(spec.sources))
 
 
 class _Export:
@@ -118,11 +130,11 @@ class _Export:
         self._time_us = spec.golden_time_us or self._latest_event() or time.time_ns() // 1000
         self._report = ExportReport(path=writer.target)
 
-    def run(self) -> ExportReport:
-        """All steps; the last one gives the bundle its name."""
+    def run(self, items: ItemTable | None) -> ExportReport:
+        """All steps; the last one gives the bundle its name. None: items are read first."""
         manifest = self._begin()
         with self._step("items"):
-            items = read_items(self._spec.catalogue, self._spec.features, score_columns(self._spec.sources))
+            items = _read_items(self._spec) if items is None else items
             self._write_features(manifest, items)
             self._write_items(manifest, items)
         with self._step("vector spaces"):
@@ -145,15 +157,18 @@ class _Export:
 
     def _begin(self) -> Manifest:
         spec = self._spec
+        digest = functools.cache(file_sha256)  # a table may be there in several roles
         manifest = Manifest(
             name=spec.name,
             version=spec.version,
             created_by=f"recserve {importlib.metadata.version('recserve')}",
             exporter_host=this_host(),
-            made_from=[_artifact(role, source) for role, source in source_files(spec)],
+            made_from=[_artifact(role, source, digest) for role, source in source_files(spec)],
         )
         if self._snapshot is not None:
-            manifest.made_from.append(_artifact("user snapshot", self._snapshot.path / layout.SNAPSHOT_MANIFEST))
+            manifest.made_from.append(
+                _artifact("user snapshot", self._snapshot.path / layout.SNAPSHOT_MANIFEST, digest)
+            )
         manifest.created.GetCurrentTime()
         manifest.created.nanos = 0
         manifest.offline_metrics.update(dict(spec.offline_metrics))
@@ -363,7 +378,7 @@ def _recent(snapshot: Snapshot, row: int, keys: NDArray[np.uint64], slots: NDArr
     return recent_items(no_rows(), ids.lookup(keys, slots, np.ascontiguousarray(snapshot.state(row).keys)))
 
 
-def _artifact(role: str, source: object) -> SourceArtifact:
+def _artifact(role: str, source: object, digest: Callable[[Path], str]) -> SourceArtifact:
     if not isinstance(source, Path):
         return SourceArtifact(role=role)
-    return SourceArtifact(role=role, path=source.name, sha256=file_sha256(source))
+    return SourceArtifact(role=role, path=source.name, sha256=digest(source))

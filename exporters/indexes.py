@@ -66,8 +66,9 @@ QUICK: Final = 1 << 21
 """Numbers (items x dimensions) that exact search reads in about 0.3 ms: an index could save some 0.2 ms of that, costs
 recall, and would take far longer to tune than all the rest of an export. `auto` does not look for one."""
 RACES: Final = ((12_500, 3.0), (100_000, 1.5))
-"""Catalogues of more than twice as many items race on samples of these sizes first. What is expected to take more than
-so many times the best time over all items is out: the smaller the sample, the less is known."""
+"""Catalogues of more than twice as many items race on samples of these sizes first, if an index of so few can pay; in a
+smaller one there is nothing to race. What is expected to take more than so many times the best time over all items is
+out: the smaller the sample, the less is known."""
 SAMPLE: Final = 100_000
 """Items that tell how many dimensions hold the vectors."""
 
@@ -148,7 +149,7 @@ def build_index(
     families = list(_families(spec, vectors))
     raced: list[manifest_pb2.IndexTrial] = []
     for size, margin in RACES:
-        if len(vectors) > 2 * size and len(families) > 1:
+        if len(vectors) > 2 * size and size >= least_items(spec.recall_k) and len(families) > 1:
             sample = np.ascontiguousarray(vectors[spread(rows, size)])
             judge = Judge(sample, asked, spec.recall_k)
             entrants = list(_enter(families, spec, sample, np.arange(size), judge, progress))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recserve.bundle.v1 import manifest_pb2
 from recserve.exporters.catalogue import ItemTable
 from recserve.exporters.errors import ExportError, TableError
+from recserve.exporters.evaluation.times import shown_time
 from recserve.exporters.item_lists import Lists, bought_together, popular_by, trending, trending_by
 from recserve.exporters.report import Tell
 from recserve.exporters.spec import BundleSpec, EventsSpec, PopularBySpec, SourcesSpec, TogetherSpec
@@ -57,7 +58,8 @@ def write_sources(
         The manifest's entry.
 
     Raises:
-        ExportError: a table does not hold what the specification says, or none of its items is in the catalogue.
+        ExportError: a table does not hold what the specification says, none of its items is in the catalogue, or its
+            events know the evaluation's test.
     """
     sources = spec.sources
     comparable = [space.name for space in spec.spaces if space.normalized]
@@ -66,7 +68,7 @@ def write_sources(
         similar_items=sources.similar_items,
         new_days=sources.new_days,
     )
-    for described, lists in _all_lists(sources, spec.features, items, tell):
+    for described, lists in _all_lists(spec, items, tell):
         for part in layout.LISTS_PARTS:
             writer.array(layout.lists_file(described.name, part), getattr(lists, part))
         described.lists, described.entries = len(lists.offsets) - 1, len(lists.rows)
@@ -84,15 +86,14 @@ def category_columns(schema: FeatureSchema) -> dict[str, ColumnSpec]:
     return {column.name: column for column in (*schema.user_layout.codes, *schema.context_layout.codes)}
 
 
-def _all_lists(
-    sources: SourcesSpec, schema: FeatureSchema, items: ItemTable, tell: Tell
-) -> Iterator[tuple[manifest_pb2.ItemLists, Lists]]:
+def _all_lists(spec: BundleSpec, items: ItemTable, tell: Tell) -> Iterator[tuple[manifest_pb2.ItemLists, Lists]]:
     """Each source's entry, without its sizes, and its lists."""
+    sources, schema = spec.sources, spec.features
     if sources.together is not None:
         baskets, rows = _read_baskets(sources.together, items, tell)
         lists = bought_together(baskets, rows, len(items.ids), sources.together)
         yield manifest_pb2.ItemLists(name=layout.TOGETHER, kind=manifest_pb2.TOGETHER), lists
-    events = _read_events(sources.events, sources.popular_by, schema, items, tell) if sources.events else None
+    events = _read_events(sources.events, spec, items, tell) if sources.events else None
     if sources.trending is not None:
         lists = _trending(sources, events, items)
         yield manifest_pb2.ItemLists(name=layout.TRENDING, kind=manifest_pb2.TRENDING), lists
@@ -144,18 +145,18 @@ def _read_baskets(spec: TogetherSpec, items: ItemTable, tell: Tell) -> tuple[NDA
     return baskets[known], rows[known]
 
 
-def _read_events(
-    spec: EventsSpec, wanted: Sequence[PopularBySpec], schema: FeatureSchema, items: ItemTable, tell: Tell
-) -> Events:
-    names = list(dict.fromkeys(name for each in wanted for name in each.columns))
+def _read_events(spec: EventsSpec, bundle: BundleSpec, items: ItemTable, tell: Tell) -> Events:
+    names = list(dict.fromkeys(name for each in bundle.sources.popular_by for name in each.columns))
     table = read_table(spec.table, "events", text=(spec.item_column, spec.user_column, *names))
     rows = _item_rows(table.column(spec.item_column), items)
     known = rows >= 0
     times = table.column(spec.time_column)
     times_us = times.times()
     times.refuse(times_us == MISSING_TIME, "missing")
+    if bundle.evaluation is not None:
+        _check_times(times, times_us, bundle.evaluation.time_us)
     users = _Users(spec, table, names)
-    columns = category_columns(schema)
+    columns = category_columns(bundle.features)
     codes = {name: users.codes(name, items.vocabularies[columns[name].vocabulary])[known] for name in names}
     tell("events", "the catalogue's items", _left_out(known, "events"))
     if users.rows is not None:
@@ -163,6 +164,17 @@ def _read_events(
         found = f"{strangers:,} of {known.sum():,} events are of unknown users"
         tell("users of the events", "the events", found)
     return Events(rows[known], times_us[known], codes)
+
+
+def _check_times(column: TableColumn, times_us: NDArray[np.int64], cutoff_us: int) -> None:
+    """Lists of what sells in the test window would be recommended to the users who are tested on it: a leak."""
+    late = int((times_us >= cutoff_us).sum())
+    if late:
+        raise TableError(
+            f"{column.what}: {late:,} of {times_us.size:,} events do not lie before the evaluation's cut-off "
+            f"{shown_time(cutoff_us)}, the last at {shown_time(int(times_us.max()))}: trending and popular lists that "
+            "know the test are no test; leave these events out, or move the cut-off to where they end"
+        )
 
 
 def _left_out(known: NDArray[np.bool_], what: str) -> str:

@@ -193,15 +193,15 @@ EvaluationMode = Literal["all", "first"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSpec:
-    """Measure a bundle by what its users did in a test window that begins when the user snapshot ends.
+    """Measure a bundle by what its users did in a test window that begins when the user snapshot has ended.
 
     `truth` has one row per purchase (or whatever counts): user, item, and optionally when.
     """
 
     truth: TableSource
     time_us: int
-    """The cut-off: time of the requests, microseconds UTC. The snapshot must not hold anything later, the truth
-    nothing earlier."""
+    """The cut-off: time of the requests, microseconds UTC. The truth begins with it; the events of the snapshot and of
+    the candidate sources end before it."""
     user_column: str = "user_id"
     item_column: str = "item_id"
     time_column: str = ""

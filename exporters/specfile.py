@@ -85,10 +85,10 @@ def _read_array(value: object, info: ValidationInfo) -> NDArray[np.generic]:
 def _read_lines(value: object, info: ValidationInfo) -> list[str]:
     """An id may hold any character but the line's end, which is a line feed: reading as text would see more of them."""
     path = _find(value, info)
-    lines = path.read_bytes().decode().removesuffix("\n").split("\n")
-    if all(line.endswith("\r") for line in lines):
-        raise ValueError(f"every line of {path} ends with CR LF, and the CR would be part of each id: end them with LF")
-    return lines
+    *ended, rest = path.read_bytes().decode().split("\n")
+    if all(line.endswith("\r") for line in ended or [rest]):  # the last line may lack its end
+        raise ValueError(f"the lines of {path} end with CR LF, and the CR would be part of each id: end them with LF")
+    return [*ended, rest] if rest else ended
 
 
 InputPath = Annotated[Path, BeforeValidator(_find)]

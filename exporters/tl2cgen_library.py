@@ -81,11 +81,14 @@ def _generate(booster: lightgbm.Booster, folder: Path, quantize: bool) -> list[P
 
 def _build(compiler: str, sources: list[Path], library: Path, on_progress: Progress) -> None:
     """Compile the sources on all cores, then link."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
         runs = [pool.submit(_run, [compiler, *COMPILE_FLAGS, "-c", source.name], source.parent) for source in sources]
         for done, run in enumerate(as_completed(runs), start=1):
             run.result()
             on_progress(done, len(sources) + 1)
+    finally:  # after a failure or Ctrl-C, a large forest's other units would take minutes for nothing
+        pool.shutdown(cancel_futures=True)
     objects = [source.with_suffix(".o").name for source in sources]
     _run([compiler, *LINK_FLAGS, "-o", str(library.absolute()), *objects, "-lm"], sources[0].parent)
     on_progress(len(sources) + 1, len(sources) + 1)

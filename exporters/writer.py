@@ -128,25 +128,29 @@ class BundleWriter:
         """Write the manifest over what is there so far, so that the unfinished artifact can be opened and tried.
 
         Args:
-            manifest: of the bundle or snapshot. Filled in here: `files` with the size and checksum of every file,
-                `schema_version`, and where they are left out `created` and `created_by`.
+            manifest: of the bundle or snapshot. Filled in here: `files` with the size of every file, `schema_version`,
+                and where they are left out `created` and `created_by`. Checksums are `commit`'s: nobody would check
+                these, and each reads the whole artifact.
 
         Returns:
             The temporary directory.
         """
+        return self._write_manifest(manifest, checksums=False)
+
+    def _write_manifest(self, manifest: AnyManifest, *, checksums: bool) -> Path:
         manifest.schema_version = layout.SCHEMA_VERSION
         manifest.created_by = manifest.created_by or _created_by()
         if not manifest.HasField("created"):
             manifest.created.FromDatetime(datetime.datetime.now(datetime.UTC))
-        _list_files(self.root, manifest)
+        _list_files(self.root, manifest, checksums=checksums)
         (self.root / _manifest_name(manifest)).write_text(_to_json(manifest), encoding="utf-8")
         return self.root
 
     def commit(self, manifest: AnyManifest, check: Callable[[Path], object] | None = None) -> Path:
-        """Seal the artifact, and move it to its final name. Before that, all of it is on disk.
+        """Seal the artifact with checksums, and move it to its final name. Before that, all of it is on disk.
 
         Args:
-            manifest: as for `seal`.
+            manifest: as for `seal`; `files` get their checksums, too.
             check: called with the complete directory before it gets its name, such as `open_bundle`; what it raises
                 ends the export.
 
@@ -156,7 +160,7 @@ class BundleWriter:
         Raises:
             ExportError: the target has appeared in the meantime.
         """
-        root = self.seal(manifest)
+        root = self._write_manifest(manifest, checksums=True)
         if check is not None:
             check(root)
         self.publish(root)
@@ -296,12 +300,13 @@ def _to_json(manifest: AnyManifest) -> str:
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
 
-def _list_files(root: Path, manifest: AnyManifest) -> None:
+def _list_files(root: Path, manifest: AnyManifest, *, checksums: bool) -> None:
     manifest.files.clear()
     for relative, status in walk_files(root):
         if relative != _manifest_name(manifest):
             manifest.files[relative].bytes = status.st_size
-            manifest.files[relative].sha256 = file_sha256(root / relative)
+            if checksums:
+                manifest.files[relative].sha256 = file_sha256(root / relative)
 
 
 def _sync(root: Path) -> None:

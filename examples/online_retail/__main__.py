@@ -7,15 +7,17 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 
 from rich.console import Console
 
+from recserve.exporters.cli import INTERRUPTED
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.extras import install_hint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example; 0, or 1 with a message where the data or the target cannot be used."""
+    """Run the example; 0, 1 with a message where the data or the target cannot be used, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m examples.online_retail", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the transactions: Parquet, CSV or Arrow")
     parser.add_argument("--out", type=Path, default=Path("build/retail"), help="a directory of its own")
@@ -23,18 +25,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        from examples.online_retail.run import BUNDLE, run  # noqa: PLC0415  PyTorch is optional, and slow to import
+        _make(options.data, options.out, replace=options.replace, console=console)
     except ModuleNotFoundError as error:
-        console.print(f"{error}: {install_hint('cpu,export,torch')}", style="red", highlight=False)
+        _print_error(console, f"{error}: {install_hint('cpu,export,torch')}")
         return 1
-    try:
-        if options.replace and (options.out / BUNDLE / "manifest.json").exists():
-            shutil.rmtree(options.out)
-        run(options.data, options.out, console=console)
-    except RecserveError as error:
-        console.print(str(error), style="red", highlight=False, markup=False)
+    except (RecserveError, OSError) as error:
+        _print_error(console, str(error))
         return 1
+    except KeyboardInterrupt:
+        _print_error(
+            console, "interrupted; nothing is left of what was not complete, and an earlier result is as it was"
+        )
+        return INTERRUPTED
     return 0
+
+
+def _print_error(console: Console, message: str) -> None:
+    console.print(message, style="red", highlight=False, markup=False)
+
+
+def _make(data: Path, out: Path, *, replace: bool, console: Console) -> None:
+    """An earlier result stays until there is a new one to take its name."""
+    from examples.online_retail.run import BUNDLE, run  # noqa: PLC0415  PyTorch is optional, and slow to import
+
+    out = out.resolve()
+    if not (replace and (out / BUNDLE / "manifest.json").exists()):
+        run(data, out, console=console)
+        return
+    with TemporaryDirectory(prefix=f".{out.name}.new-", dir=out.parent) as folder:
+        new = Path(folder, out.name)
+        run(data, new, console=console)
+        earlier = mkdtemp(prefix=f".{out.name}.earlier-", dir=out.parent)
+        out.rename(earlier)
+        new.rename(out)
+    shutil.rmtree(earlier)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from recserve.exporters.demo.towers import (
 )
 from recserve.exporters.demo.words import EVENT_TYPES, VOCABULARIES
 from recserve.exporters.demo.world import DAY_US, END
+from recserve.exporters.errors import ExportError
 from recserve.exporters.export import export_bundle
 from recserve.exporters.snapshot import export_snapshot
 from recserve.exporters.spec import BundleSpec, RankerSpec, SpaceSpec
@@ -44,6 +46,8 @@ BUNDLE, SNAPSHOT, CONFIG = "bundle", "snapshot", "recserve.toml"
 """What a build leaves."""
 LABEL_DAYS = 14
 """The rankers learn from the last days of the simulation, and are measured on the last of these."""
+MAX_SEED: Final = 2**31 - 1
+"""LightGBM's, whose seeds are of 32 bits with a sign."""
 _HELD_OUT_DAYS = 5
 _ENOUGH = 5  # items that a user, or events that an item, must have for its factors to be worth learning
 
@@ -75,12 +79,14 @@ def build_demo(
     Args:
         out: the directory, which must not exist.
         sizes: of the marketplace and its models; None: the demo's.
-        seed: of everything random.
+        seed: of everything random, 0 to `MAX_SEED`.
         console: where progress is shown; None: standard error.
 
     Raises:
-        ExportError: `out` exists, or the export refuses what was trained.
+        ExportError: `out` exists, the seed is out of range, or the export refuses what was trained.
     """
+    if not 0 <= seed <= MAX_SEED:
+        raise ExportError(f"the seed must be 0 to {MAX_SEED}, found {seed}")
     sizes = sizes or DemoSizes()
     console = console or Console(stderr=True)
     with staged_directory(out) as directory:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import lightgbm
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from recserve.exporters.demo.examples import OBJECTIVES, Examples
 from recserve.exporters.demo.features import CATEGORICAL_FEATURES
+from recserve.exporters.evaluation import metrics
 from recserve.exporters.spec import CalibrationData, RankerSpec
 from recserve.kernels.features import FeatureSchema
 
@@ -91,33 +91,35 @@ def evaluate(schema: FeatureSchema, boosters: Mapping[str, lightgbm.Booster], te
     """Held-out quality of each forest, and of ordering by popularity, on what was shown.
 
     Returns:
-        Area under the ROC curve, and the mean NDCG@10 of sessions with at least one click or purchase (binary gains;
-        Järvelin & Kekäläinen 2002); and the share of purchased items that any candidate source proposed.
+        Area under the ROC curve, and the mean NDCG@10 of sessions with at least one click or purchase; and the share
+        of purchased items that any candidate source proposed.
     """
     shown = test[test.shown]
     popularity = shown.features[:, schema.names.index("item_popularity")].astype(np.float64)
-    metrics = {}
+    figures = {}
     for objective, booster in boosters.items():
         scores, labels = np.asarray(booster.predict(shown.features)), shown.labels[objective]
-        metrics[f"{objective}_auc"] = float(roc_auc_score(labels, scores))
-        metrics[f"{objective}_ndcg@{_NDCG_AT}"] = mean_ndcg(scores, labels, shown.session)
-        metrics[f"{objective}_ndcg@{_NDCG_AT}_by_popularity"] = mean_ndcg(popularity, labels, shown.session)
-    metrics["candidate_recall_of_purchases"] = float(shown.proposed[shown.labels["purchase"] > 0].mean())
-    return metrics
+        figures[f"{objective}_auc"] = metrics.auc(scores, labels > 0)
+        figures[f"{objective}_ndcg@{_NDCG_AT}"] = mean_ndcg(scores, labels, shown.session)
+        figures[f"{objective}_ndcg@{_NDCG_AT}_by_popularity"] = mean_ndcg(popularity, labels, shown.session)
+    figures["candidate_recall_of_purchases"] = float(shown.proposed[shown.labels["purchase"] > 0].mean())
+    return figures
 
 
 def mean_ndcg(scores: NDArray[np.float64], labels: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
-    """Mean NDCG@10 over the groups with at least one label of 1; gains are 0 or 1, ties by place.
+    """Mean NDCG@10 over the groups with at least one label of 1; ties by place.
 
     Args:
         scores: [n].
         labels: [n], 0 or 1.
         groups: [n], ascending.
     """
-    order = np.lexsort((-scores, groups))
-    starts = np.searchsorted(groups, np.unique(groups))
-    place = np.arange(groups.size) - np.repeat(starts, np.diff([*starts, groups.size]))
-    discount = np.where(place < _NDCG_AT, 1 / np.log2(place + 2.0), 0.0)
-    gained = np.add.reduceat(labels[order] * discount, starts)
-    ideal = np.add.reduceat(labels[np.lexsort((-labels, groups))] * discount, starts)
-    return float(np.mean(gained[ideal > 0] / ideal[ideal > 0]))
+    _, starts, group, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    place = np.arange(groups.size) - np.repeat(starts, sizes)
+    taken = labels > 0
+    found = np.zeros((starts.size, _NDCG_AT), np.bool_)
+    listed = place < _NDCG_AT
+    found[group[listed], place[listed]] = taken[np.lexsort((-scores, groups))][listed]
+    counts = np.bincount(group[taken], minlength=starts.size)
+    some = counts > 0
+    return float(metrics.ndcg(found[some], counts[some]).mean())

@@ -24,6 +24,8 @@ COVERAGE: Final = "coverage"
 RELEVANCE: Final = "relevance"
 FIT: Final = ("auc", "log_loss")
 """Of the calibrated relevance; attributes of Calibration."""
+USERS: Final = "users"
+"""How many users a segment has, beside the figures of its systems."""
 
 Figures = Mapping[str, Estimate]
 """By metric; a metric that has no value is left out."""
@@ -239,7 +241,7 @@ def _intervals(metric: str, figures: Figures) -> dict[str, Any]:
 
 
 def _segments(mode: ModeResult) -> dict[str, Any]:
-    return {name: {"users": each.users, **_intervals(NDCG, each.ndcg)} for name, each in mode.segments.items()}
+    return {name: {USERS: each.users, **_intervals(NDCG, each.ndcg)} for name, each in mode.segments.items()}
 
 
 def _calibration(found: Calibration) -> dict[str, Any]:

@@ -78,14 +78,14 @@ def open_users(truth: Truth, snapshot: Snapshot, bundle: Bundle, spec: Evaluatio
     """The users of the truth, at most `spec.max_users` of them.
 
     Raises:
-        ExportError: the snapshot holds events after the cut-off.
+        ExportError: the snapshot holds events of the cut-off or later.
     """
     snapshot.check_fits(bundle)
     latest = latest_event(snapshot)
-    if latest > spec.time_us:
+    if latest >= spec.time_us:  # the moment itself is the truth's: an event on both sides would be a test of nothing
         raise ExportError(
-            f"the user snapshot {snapshot.version} holds events up to {shown_time(latest)}, later than the cut-off "
-            f"{shown_time(spec.time_us)}: it knows the test; make a snapshot of the state at the cut-off"
+            f"the user snapshot {snapshot.version} holds events up to {shown_time(latest)}, not only before the "
+            f"cut-off {shown_time(spec.time_us)}: it knows the test; make a snapshot of the state before the cut-off"
         )
     chosen = np.arange(len(truth.user_ids))
     if chosen.size > spec.max_users:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -111,6 +112,51 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["--data", str(tmp_path / "none.parquet"), "--out", str(tmp_path / "out")]) == 1
     assert "transactions: no such file" in capsys.readouterr().err.replace("\n", " ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "said"),
+    [
+        (None, 0, ""),
+        (TableError("the transactions have 1 customers"), 1, "have 1 customers"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_an_earlier_result_stays_until_there_is_a_new_one(
+    ending: BaseException | None,
+    status: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "retail"
+
+    def made(_data: Path, target: Path, *, console: object) -> None:  # noqa: ARG001
+        assert (out / "bundle/manifest.json").read_text() == "earlier"
+        if ending is not None:
+            raise ending
+        (target / "bundle").mkdir(parents=True)
+        (target / "bundle/manifest.json").write_text("new")
+
+    (out / "bundle").mkdir(parents=True)
+    (out / "bundle/manifest.json").write_text("earlier")
+    monkeypatch.setattr("examples.online_retail.run.run", made)
+    assert main(["--data", "data.parquet", "--out", str(out), "--replace"]) == status
+    assert said in capsys.readouterr().err
+    assert (out / "bundle/manifest.json").read_text() == ("earlier" if ending else "new")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_is_no_earlier_result_is_not_replaced(
+    shop: pa.Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    pq.write_table(shop, tmp_path / "data.parquet")
+    assert main(["--data", str(tmp_path / "data.parquet"), "--out", str(tmp_path), "--replace"]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import re
 import shutil
@@ -24,11 +25,12 @@ from rich.console import Console
 
 from recserve.bundle.v1 import manifest_pb2
 from recserve.exporters import indexes
+from recserve.exporters.catalogue import ItemTable, read_items
 from recserve.exporters.errors import ExportError
 from recserve.exporters.export import export_all, export_bundle
 from recserve.exporters.oracle import oracle_engines
 from recserve.exporters.snapshot import export_snapshot
-from recserve.exporters.spec import BundleSpec, IndexSpec, RankerSpec, SpaceSpec
+from recserve.exporters.spec import BundleSpec, CatalogueSpec, IndexSpec, RankerSpec, SpaceSpec, TogetherSpec
 from recserve.kernels.features import FeatureProgram, FeatureSchema
 from recserve.server.bundle.errors import BundleMismatchError
 from recserve.server.bundle.files import file_sha256
@@ -355,6 +357,36 @@ def test_a_bundle_with_its_users_in_one_go(shop: Any, tmp_path: Path, quiet: Con
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
     with pytest.raises(ExportError, match="exists"):
         export_all(shop.spec, shop.users, tmp_path / "shop", console=quiet)
+
+
+def test_inputs_are_read_and_summed_once(
+    shop: Any, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large catalogue takes minutes to read, and so do the checksums of a large bundle."""
+    read: list[object] = []
+    summed: list[Path] = []
+    events = shop.root / "events.parquet"
+    assert shop.spec.sources.events.table == events
+
+    def reading(spec: CatalogueSpec, *others: Any) -> ItemTable:
+        read.append(spec.items)
+        return read_items(spec, *others)
+
+    def summing(path: Path) -> str:
+        summed.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr("recserve.exporters.export.read_items", reading)
+    for module in ("export", "writer"):
+        monkeypatch.setattr(f"recserve.exporters.{module}.file_sha256", summing)
+    together = TogetherSpec(table=events, basket_column="user_id")
+    sources = replace(shop.spec.sources, together=together)
+    export_all(replace(shop.spec, sources=sources, rankers=()), shop.users, tmp_path / "out", console=quiet)
+    assert read == [shop.spec.catalogue.items]
+    assert [path for path, times in collections.Counter(summed).items() if times > 1] == []
+    assert events in summed
+    made_from = {each.role: each.sha256 for each in open_bundle(tmp_path / "out/bundle").manifest.made_from}
+    assert made_from["events"] == made_from["baskets"] == file_sha256(events)
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused

@@ -160,6 +160,14 @@ def test_evaluate_to_where_nothing_can_be_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_demo_with_a_seed_that_is_none(run: Run, tmp_path: Path, seed: int) -> None:
+    status, out, err = run("demo", "--out", tmp_path / "demo", "--seed", seed)
+    assert (status, out) == (1, "")
+    assert err == f"recserve-export: the seed must be 0 to 2147483647, found {seed}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_ends_with_one_line(tmp_path: Path) -> None:
     """The specification is a pipe that nobody writes to: once it is open, the command waits for its text."""
     os.mkfifo(tmp_path / "shop.toml")

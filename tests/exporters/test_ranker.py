@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from recserve.exporters.forest_parity import require_parity, verification_rows
 from recserve.exporters.ranker import CompiledRanker, compile_ranker
 from recserve.exporters.source_models import open_model
 from recserve.exporters.spec import CalibrationData, RankerSpec
+from recserve.exporters.tl2cgen_library import compile_library
 from recserve.kernels.native_forest import NativeForest
 
 NAMES = ("price", "age", "category", "constant", "days_since")
@@ -376,3 +378,21 @@ def test_two_hundred_trees_compile_in_reasonable_time(tmp_path: Path) -> None:
     compiled = compile_ranker(binary_spec(booster), NAMES, tmp_path)
     rows = training_rows().astype(np.float32)
     assert open_library(compiled).margins(rows).tolist() == booster.predict(rows, raw_score=True).tolist()
+
+
+@pytest.mark.parametrize("broken", [True, False], ids=["failure", "Ctrl-C"])
+def test_the_compiler_is_started_no_more_after(broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, compiler = tmp_path / "runs", tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\necho run >> {runs}\nsleep 0.1\nexit {int(broken)}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    rows = training_rows()
+    booster = lightgbm.train({**QUIET, "num_leaves": 4}, lightgbm.Dataset(rows, rows[:, 1]), num_boost_round=320)
+
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(ExportError if broken else KeyboardInterrupt):
+        compile_library(booster, tmp_path / "forest.so", on_progress=interrupt)
+    assert len(runs.read_text().split()) <= 6  # of 40

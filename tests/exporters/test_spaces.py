@@ -332,6 +332,20 @@ def test_large_catalogues_race_on_a_sample_first(writer: BundleWriter, monkeypat
     assert index.factory in in_full
 
 
+@pytest.mark.parametrize("kind", ["auto", "ivf_pq4"])
+def test_samples_that_are_too_small_for_k_are_no_race(
+    kind: str, writer: BundleWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among 12,500 items, the 1,000 nearest are found by exact search: no index could enter."""
+    families = indexes._families
+    monkeypatch.setattr(indexes, "_families", lambda *given: list(families(*given))[:2])  # two are a race
+    monkeypatch.setattr(indexes, "QUICK", 0)
+    spec = IndexSpec(kind=kind, recall_target=0.8, recall_k=1000)  # type: ignore[arg-type]
+    index = build(spec, clustered(1, 25_200), clustered(3, 80), writer)
+    assert {trial.items for trial in index.trials} == {25_200}
+    assert manifest_pb2.IVF_PQ4 in {trial.kind for trial in index.trials}
+
+
 def test_the_same_export_gives_the_same_codes() -> None:
     one, two = (build_codes(VECTORS, np.arange(0, ITEMS, 2), CodePlan(16, 8, 1)) for _ in range(2))
     assert {part: array.tobytes() for part, array in one.items()} == {

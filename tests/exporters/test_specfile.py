@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic.fields import FieldInfo
 
+from recserve.exporters import spec as parts
+from recserve.exporters import specfile
 from recserve.exporters.errors import ExportError
 from recserve.exporters.spec import HistorySpec, IndexSpec, InputSpec, ItemColumn, Roles
 from recserve.exporters.specfile import read_spec
@@ -89,11 +93,14 @@ def test_a_user_id_may_hold_anything_but_a_line_end(shop: Any) -> None:
     assert read_spec(path)[0].spaces[1].user_ids == ids
 
 
-def test_user_ids_with_line_ends_of_windows_are_refused(shop: Any, problems: Callable[[Edit], list[str]]) -> None:
+@pytest.mark.parametrize("last", [b"", b"\r\n"], ids=["last line as it is", "last line ended"])
+def test_user_ids_with_line_ends_of_windows_are_refused(
+    shop: Any, problems: Callable[[Edit], list[str]], last: bytes
+) -> None:
     path = shop.root / "windows.txt"
-    path.write_bytes((shop.root / "als_users.txt").read_bytes().replace(b"\n", b"\r\n"))
+    path.write_bytes((shop.root / "als_users.txt").read_bytes().rstrip(b"\n").replace(b"\n", b"\r\n") + last)
     (told,) = problems(swap("als_users.txt", "windows.txt"))
-    assert told.startswith(f"spaces[1].user_ids: every line of {path} ends with CR LF")
+    assert told.startswith(f"spaces[1].user_ids: the lines of {path} end with CR LF")
 
 
 @pytest.mark.parametrize("name", ["calibration_features", "calibration_labels"])
@@ -188,3 +195,49 @@ def test_without_a_snapshot(shop: Any) -> None:
     spec, users = read_spec(path)
     assert users is None
     assert replace(spec, rankers=()).name == "shop"
+
+
+SECTIONS = {
+    specfile._File: parts.BundleSpec,
+    specfile._Catalogue: parts.CatalogueSpec,
+    specfile._Tower: parts.TowerSpec,
+    specfile._Space: parts.SpaceSpec,
+    specfile._Ranker: parts.RankerSpec,
+    specfile._History: parts.HistorySpec,
+    specfile._Snapshot: parts.SnapshotSpec,
+    specfile._Events: parts.EventsSpec,
+    specfile._Together: parts.TogetherSpec,
+    specfile._Sources: parts.SourcesSpec,
+    specfile._Evaluation: parts.EvaluationSpec,
+}
+OTHERWISE = {
+    # In the file                               in the specification
+    "snapshot": None,  # beside the bundle's
+    "calibration_features": "calibration_data",
+    "calibration_labels": "calibration_data",
+    "time": "time_us",
+    "golden_time": "golden_time_us",
+}
+
+
+def default_of(field: dataclasses.Field[Any] | FieldInfo) -> object:
+    """What stands for a field that is left out, in one form for both; `MISSING` where it must not be."""
+    if isinstance(field, FieldInfo):
+        value = dataclasses.MISSING if field.is_required() else field.get_default(call_default_factory=True)
+    else:
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if isinstance(value, specfile._Part):
+        value = SECTIONS[type(value)]()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def test_every_section_is_held_against_its_part() -> None:
+    assert set(SECTIONS) == set(specfile._Part.__subclasses__())
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_what_a_file_leaves_out_is_what_a_program_leaves_out(section: type[specfile._Part]) -> None:
+    fields = {field.name: field for field in dataclasses.fields(SECTIONS[section])}
+    ours = {name: default_of(field) for name, field in section.model_fields.items() if name not in OTHERWISE}
+    assert ours == {name: default_of(fields[name]) for name in ours}
+    assert set(fields) == {OTHERWISE.get(name, name) for name in section.model_fields} - {None}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import io
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,7 @@ from recserve.exporters.evaluation.times import parse_time
 from recserve.exporters.evaluation.truth import read_truth
 from recserve.exporters.evaluation.users import SEGMENTS, open_users, purchase_code, segment
 from recserve.exporters.export import export_bundle
-from recserve.exporters.golden import user_state
+from recserve.exporters.golden import latest_event, user_state
 from recserve.exporters.spec import BundleSpec, EvaluationSpec, SegmentSpec
 from recserve.exporters.specfile import read_spec
 from recserve.kernels.features import ColumnValues, FeatureSchema
@@ -393,8 +396,46 @@ def test_leaks_are_refused(pipeline: Pipeline, snapshot: Snapshot, spec: Evaluat
     early = truth.set_column(2, "time", pa.array([NOW - datetime.timedelta(seconds=1)] * len(truth)))
     with pytest.raises(ExportError, match=r"column 'time': \d+ of \d+ events lie before the cut-off 2025-06-01T12"):
         evaluate(pipeline, snapshot, replace(spec, truth=early))
-    with pytest.raises(ExportError, match=r"holds events up to .* later than the cut-off 2025-05-01.*knows the test"):
+    with pytest.raises(ExportError, match=r"holds events up to .* before the cut-off 2025-05-01.*knows the test"):
         evaluate(pipeline, snapshot, replace(spec, time_us=parse_time("2025-05-01")))
+
+
+def test_the_moment_of_the_cut_off_is_on_one_side_only(
+    pipeline: Pipeline, snapshot: Snapshot, spec: EvaluationSpec, truth: pa.Table
+) -> None:
+    latest = latest_event(snapshot)
+    then = truth.set_column(2, "time", pa.array([latest] * len(truth), pa.timestamp("us", "UTC")))
+    with pytest.raises(ExportError, match="it knows the test"):
+        evaluate(pipeline, snapshot, replace(spec, time_us=latest, truth=then))
+    evaluate(pipeline, snapshot, replace(spec, time_us=latest + 1, modes=("all",)))
+
+
+def test_sources_that_know_the_test_are_refused(
+    complete: Any, flat: BundleSpec, tmp_path: Path, quiet: Console
+) -> None:
+    assert flat.sources.events is not None
+    table = pyarrow.parquet.read_table(flat.sources.events.table)
+    times = [NOW - datetime.timedelta(hours=1)] * len(table)
+
+    def export(late: int) -> None:
+        when = pa.array([*times[late:], *[NOW] * late], pa.timestamp("us", "UTC"))
+        events = replace(flat.sources.events, table=table.set_column(table.column_names.index("time"), "time", when))
+        spec = replace(flat, sources=replace(flat.sources, events=events))
+        export_bundle(spec, tmp_path / "bundle", snapshot=complete.snapshot, console=quiet)
+
+    with pytest.raises(
+        ExportError, match=r"column 'time': 2 of 3,000 events do not lie before the evaluation's cut-off 2025-06-01T12"
+    ):
+        export(2)
+    export(0)
+
+
+@pytest.mark.parametrize("name", ["any", "full", "own", "union", "users"])
+def test_a_source_with_the_name_of_a_figure_is_refused(snapshot: Snapshot, spec: EvaluationSpec, name: str) -> None:
+    """Its figures would stand where the other's do, such as those of a segment beside its number of users."""
+    pipeline: Any = SimpleNamespace(sources=("als", name))
+    with pytest.raises(ExportError, match=f"the source '{name}' has the name of a figure: rename it"):
+        evaluate(pipeline, snapshot, spec)
 
 
 @pytest.mark.parametrize(
@@ -606,5 +647,39 @@ def test_the_command_writes_figures_and_a_page(
     assert "recall@500 of the sources" in printed.out
     assert "users without history" in printed.err
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html", "truth.parquet"]
     assert main([*arguments[:-6], "--time", "yesterday"]) == 1
     assert "'yesterday' is no time: expected ISO 8601" in capsys.readouterr().err
+
+
+class FullDisk(io.StringIO):
+    """A standard output that takes nothing."""
+
+    def write(self, _text: str, /) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_figures_that_cannot_be_printed_are_in_the_file(
+    complete: Any,
+    truth: pa.Table,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pyarrow.parquet.write_table(truth, tmp_path / "truth.parquet")
+    arguments: Sequence[str] = (
+        "evaluate",
+        str(complete.path),
+        *("--snapshot", str(complete.snapshot)),
+        *("--truth", str(tmp_path / "truth.parquet")),
+        *("--time", "2025-06-01T12:00:00Z", "--mode", "all"),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", FullDisk())
+        assert main([*arguments, "--out", str(tmp_path / "metrics.json")]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["modes"]) == ["all"]
+    assert main([*arguments, "--out", "/dev/full"]) == 1
+    printed = capsys.readouterr()
+    assert "recall@500 of the sources" in printed.out
+    assert "No space left" in printed.err
