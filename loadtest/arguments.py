@@ -36,6 +36,11 @@ def share(text: str) -> float:
     return value
 
 
+def share_or_all(text: str) -> float:
+    """A number above 0 and at most 1."""
+    return 1.0 if _number(text) == 1 else share(text)
+
+
 def not_negative(text: str) -> float:
     """A number from 0."""
     value = _number(text)
