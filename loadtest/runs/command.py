@@ -18,7 +18,7 @@ from rich.console import Console
 from recserve.loadtest.arguments import cores, natural, not_negative, pause, positive, rising, share, whole
 from recserve.loadtest.generator.pacing import arrivals
 from recserve.loadtest.grids import terminal_table
-from recserve.loadtest.results import check_writable, write
+from recserve.loadtest.results import check_writable, replace_text, write
 from recserve.loadtest.runs.compare import compare, differences, grid, invalid_runs, read_results, shown
 from recserve.loadtest.runs.document import at_least, load_document, problems_of, runs_grid
 from recserve.loadtest.runs.ending import Ending
@@ -176,12 +176,15 @@ def _write(workload: str, session: Session, scenario: Scenario, sources: Sources
         config=options.config if options.target is None else None,
         more={**session.more, **({"cut_short": problem} if problem else {})},
     )
-    print_grid(content)
-    write(options.out, content)
-    print(f"written to {options.out}")
     page = options.out.with_suffix(".html")
+    # First the files: what was measured outlives whoever no longer reads what is printed.
+    write(options.out, content)
     if options.report:
         _report(options.out, page)
+    print_grid(content)
+    print(f"written to {options.out}")
+    if options.report:
+        print(f"written to {page}")
     elif page.exists():
         print(f"{page} is still of an earlier run; to draw it again: recserve-loadtest report {options.out}")
 
@@ -209,8 +212,7 @@ def _report(results: Path, page: Path) -> None:
 
     content = read_results(results)
     check_drawable(content, results)
-    page.write_text(render_page(content), "utf-8")
-    print(f"written to {page}")
+    replace_text(page, render_page(content))
 
 
 def _pool(options: argparse.Namespace) -> int:
@@ -261,8 +263,12 @@ def _setup(options: argparse.Namespace, target: Target, scenario: Scenario, mess
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.out:
+        check_writable(options.out)
     a, b = read_results(options.a), read_results(options.b)
     ratios = compare(a, b, options.tolerance)
+    if options.out:
+        replace_text(options.out, json.dumps([each.__getstate__() for each in ratios], indent=1))
     Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(grid(ratios)))
     for text in differences(a, b):
         print(f"not of the same work: {text}")
@@ -274,13 +280,13 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"worse: {each.figure} of {each.name}, {each.params}: {shown(each.ratio)} times")
     if any(each.low is None and each.a and each.b for each in ratios):
         print("intervals need repeated runs on both sides: run --repeat 5")
-    if options.out:
-        options.out.write_text(json.dumps([each.__getstate__() for each in ratios], indent=1), "utf-8")
     return WORSE if worse else UNTRUSTED if invalid else 0
 
 
 def _draw(options: argparse.Namespace) -> int:
-    _report(options.results, options.out or options.results.with_suffix(".html"))
+    page = options.out or options.results.with_suffix(".html")
+    _report(options.results, page)
+    print(f"written to {page}")
     return 0
 
 

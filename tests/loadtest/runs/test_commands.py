@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import json
 import os
@@ -338,6 +340,36 @@ def test_what_is_there_is_kept_until_there_is_something_new(tmp_path: Path) -> N
     out.write_text("of yesterday")
     assert load("run", "--rate", 1, "--out", out) == 1
     assert out.read_text() == "of yesterday"
+
+
+class Full(io.StringIO):
+    """A standard output like /dev/full, or like a pipe whose reader has gone."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_was_measured_outlives_who_no_longer_reads_it(
+    grpc_server: Callable[..., tuple[int, grpc.Server]],
+    answer_of: Callable[..., bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    port, _ = grpc_server(lambda _, __: answer_of(20))
+    target = ("--target", f"127.0.0.1:{port}", "--scenario", "strangers", "--warmup", 0, "--seconds", 0.5)
+    run, kernels, ratios = (tmp_path / f"{name}.json" for name in ("run", "kernels", "ratios"))
+    commands: dict[Path, tuple[object, ...]] = {
+        run: ("run", *target, "--rate", 20, "--repeat", 2),
+        kernels: ("kernels", "basics", "--items", 500, "--runs", 1),
+        ratios: ("compare", run, run),
+    }
+    monkeypatch.setattr(sys, "stdout", Full())
+    for out, command in commands.items():
+        assert load(*command, "--out", out) == 1
+        assert "No space left on device" in capsys.readouterr().err
+        assert json.loads(out.read_text("utf-8"))
+    assert "<svg" in run.with_suffix(".html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
