@@ -126,6 +126,11 @@ class Generators:
             child.record.due[:] = self.start_ns + self._due_ns[number :: self._load.processes]
             child.go(self.start_ns + int(self._load.seconds * 1e9))
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start of the schedule."""
+        return (time.monotonic_ns() - self.start_ns) / 1e9
+
     def stop(self) -> None:
         """Send nothing more; what is under way still gets its outcome."""
         for child in self._children:

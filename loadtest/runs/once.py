@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -158,9 +158,10 @@ def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], 
                 interrupted = True
                 tell("stopping: what is under way is waited for; Ctrl-C again gives it up")
                 generators.stop()
+        over_s = generators.elapsed_s
         watch.read(last=True)
         ends = generators.ended()
-        row = _row(setup, load, generators, watch.usage, params)
+        row = _row(setup, load, generators, watch.usage, params, over_s)
     row["generator"] = {"processes": load.processes, "cpu_s": round(sum(each.cpu_s for each in ends), 3)}
     gone = next((each.error for each in ends if each.end == "gone"), None)
     reason = "interrupted" if interrupted else f"the target went away: {gone}" if gone is not None else ""
@@ -177,7 +178,7 @@ def _progress(generators: Generators) -> str:
     return f"{ended:,} of {outcomes.size:,} requests have ended, {ended - good:,} of them without a good answer"
 
 
-def _row(setup: Setup, load: Load, generators: Generators, usage: Usage, params: dict[str, Any]) -> Row:
+def _row(setup: Setup, load: Load, generators: Generators, usage: Usage, params: dict[str, Any], over_s: float) -> Row:
     records = generators.records
     last = max((int(each.due[each.outcome >= 0].max(initial=0)) for each in records), default=0)
     reached = (last - generators.start_ns) / 1e9
@@ -191,8 +192,8 @@ def _row(setup: Setup, load: Load, generators: Generators, usage: Usage, params:
         "name": setup.name,
         "params": params,
         **found,
-        "cpu_ms_per_request": _cpu_per_request(usage, happened),
-        "server": asdict(usage),
+        "cpu_ms_per_request": _cpu_per_request(usage, happened, over_s),
+        "server": usage.row(),
     }
 
 
@@ -201,9 +202,15 @@ def _without_unsent(happened: Happened) -> Happened:
     return Happened(**{**fields, "unsent": 0})
 
 
-def _cpu_per_request(usage: Usage, happened: Happened) -> float | None:
-    """The server's CPU time for each request of the window, however it ended."""
-    used = usage.cpu_between(happened.warmup_s, happened.warmup_s + happened.seconds)
+def _cpu_per_request(usage: Usage, happened: Happened, over_s: float) -> float | None:
+    """The server's CPU time for each request of the window, however it ended; None: it is not known for all of it.
+
+    Args:
+        usage: of the server.
+        happened: to the requests.
+        over_s: when the last request had ended, which may be before the window's end: nobody reads on for that.
+    """
+    used = usage.cpu_between(happened.warmup_s, min(happened.warmup_s + happened.seconds, over_s))
     if used is None or not happened.outcome.size:
         return None
     return round(1000 * used / happened.outcome.size, 4)
