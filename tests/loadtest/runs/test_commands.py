@@ -186,6 +186,7 @@ def test_ctrl_c_keeps_what_was_measured(
     content = json.loads(out.read_text("utf-8"))
     (row,) = content["results"]
     assert row["runs"] > 5
+    assert row["offered_per_s"] < 100, "what was due after Ctrl-C was not offered"
     assert not row["valid"]
     assert content["cut_short"] == "interrupted"
     assert "Cut short: interrupted" in out.with_suffix(".html").read_text("utf-8")
@@ -448,6 +449,7 @@ def test_a_recording_is_replayed_as_recorded(
     assert [late - early for early, late in itertools.pairwise(at[1:])] == pytest.approx([0.1, 1.1, 0.05], abs=0.09)
     (row,) = json.loads(out.read_text("utf-8"))["results"]
     assert row["params"]["rate"] == 2.4
+    assert row["offered_per_s"] == 2.4, "over the 1.25 s that it took, and one more gap"
     assert "At 2.4 requests a second" in out.with_suffix(".html").read_text("utf-8")
 
 

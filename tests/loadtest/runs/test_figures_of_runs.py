@@ -79,6 +79,13 @@ def test_the_warm_up_does_not_count() -> None:
     assert found["requests_per_s"] == 100
 
 
+def test_what_was_due_after_the_window_does_not_count() -> None:
+    record = recorded([1.0] * 100)
+    record.outcome[52:] = UNSENT
+    found = of(record, warmup_s=0.1, seconds=0.4)
+    assert (found["runs"], found["offered_per_s"], found["problems"]) == (40, 100, [])
+
+
 def test_several_records_are_one_run() -> None:
     found = of(recorded([1.0] * 100), recorded([3.0] * 100))
     assert found["runs"] == 200
