@@ -75,7 +75,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a generator ended: as Calls.run says, and the CPU time that it took."""
+    """How a generator ended: as Calls.run says, or "broken" where it could say nothing; and the CPU time it took."""
 
     end: str
     error: str
@@ -142,11 +142,7 @@ class Generators:
         return any(child.running for child in self._children)
 
     def ended(self) -> list[Ended]:
-        """How each ended.
-
-        Raises:
-            GeneratorError: one broke down.
-        """
+        """How each ended. What one that broke down had recorded until then is in its record."""
         return [child.ended() for child in self._children]
 
 
@@ -213,7 +209,10 @@ class _Child:
         return self._process.poll() is None
 
     def ended(self) -> Ended:
-        return Ended(**self._hear())
+        try:
+            return Ended(**self._hear())
+        except GeneratorError as error:
+            return Ended("broken", str(error), cpu_s=0.0)
 
     def kill(self) -> None:
         if self.running:

@@ -37,7 +37,7 @@ class RunCutShort(Exception):  # noqa: N818  it brings a result
     Args:
         row: of the run.
         reason: why, in words.
-        interrupted: by Ctrl-C; else the target went away.
+        interrupted: by Ctrl-C; else the target went away, or a generator broke down.
     """
 
     def __init__(self, row: Row, reason: str, *, interrupted: bool) -> None:
@@ -82,7 +82,7 @@ def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell
         tell: told how it goes.
 
     Raises:
-        RunCutShort: by Ctrl-C, or because the target went away.
+        RunCutShort: by Ctrl-C, or because the target went away or a generator broke down.
     """
     pattern, times = setup.scenario.arrivals.pattern, setup.scenario.arrivals.times
     recorded = load_recording(times) if times is not None else ()
@@ -193,7 +193,12 @@ def _until_over(generators: Generators, watch: Watch, tell: Progress) -> float |
 
 def _failure(ends: Sequence[Ended]) -> str:
     """Why generators ended before their time; empty: none did."""
-    return next((f"the target went away: {each.error}" for each in ends if each.end == "gone"), "")
+    for each in ends:
+        if each.end == "broken":
+            return each.error
+        if each.end == "gone":
+            return f"the target went away: {each.error}"
+    return ""
 
 
 def _progress(generators: Generators) -> str:

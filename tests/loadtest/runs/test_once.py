@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
 
-from recserve.loadtest.runs.once import Setup, run_once
+from recserve.loadtest.runs.once import RunCutShort, Setup, run_once
 from recserve.loadtest.runs.target import Target
 from recserve.loadtest.workload.requests import Sources, messages_of
 from recserve.loadtest.workload.scenario import parse_scenario
@@ -27,3 +31,28 @@ def test_a_rate_of_few_requests_is_that_of_the_whole_window(setup: Setup) -> Non
     """The last of them is due half a second before the end."""
     row = run_once(setup, 2, 2)
     assert (row["runs"], row["offered_per_s"], row["requests_per_s"]) == (4, 2, 2)
+
+
+def test_a_generator_that_dies_leaves_what_it_had_recorded(setup: Setup) -> None:
+    killed: list[int] = []
+
+    def kill(told: str) -> None:
+        """As soon as answers are there."""
+        if not killed and not told.startswith("0 of"):
+            killed.append(generator_of(os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(RunCutShort, match=r"a generator broke down \(exit status -9\)") as caught:
+        run_once(replace(setup, warmup_s=0), 40, 60, tell=kill)
+    row = caught.value.row
+    assert not caught.value.interrupted
+    assert row["outcomes"]["OK"]["requests"] > 1
+    assert row["offered_per_s"] == pytest.approx(40, rel=0.5)
+    assert not row["valid"]
+    assert row["problems"][-1] == "cut short: a generator broke down (exit status -9)"
+
+
+def generator_of(parent: int) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split()
+    (found,) = (int(each) for each in children if b"generator.process" in Path(f"/proc/{each}/cmdline").read_bytes())
+    return found
