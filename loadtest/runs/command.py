@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -268,7 +268,7 @@ def _compare(options: argparse.Namespace) -> int:
     a, b = read_results(options.a), read_results(options.b)
     ratios = compare(a, b, options.tolerance)
     if options.out:
-        replace_text(options.out, json.dumps([each.__getstate__() for each in ratios], indent=1))
+        replace_text(options.out, json.dumps([asdict(each) for each in ratios], indent=1))
     Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(grid(ratios)))
     for text in differences(a, b):
         print(f"not of the same work: {text}")

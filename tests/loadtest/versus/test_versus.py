@@ -183,6 +183,7 @@ def test_services_take_turns(tiny_workload: Workload, tmp_path: Path, capsys: py
     assert others[0]["overlap"] == others[1]["overlap"]
     assert set(own["ratio_to"]) == set(SERVICES[1:])
     assert len(content["turns"]) == 2 * 2 * 3
+    assert content["baseline_index"]["factory"] == "Flat"
     assert "times the answers of the better baseline" in capsys.readouterr().out
 
 
