@@ -36,6 +36,20 @@ def share(text: str) -> float:
     return value
 
 
+LEAST_PRECISION: Final = 0.001
+"""Rates have four digits: by less, there is none between two of them, and a search would try the same one for ever."""
+
+
+def precision(text: str) -> float:
+    """A share of a rate, to which another one is found."""
+    value = share(text)
+    if value < LEAST_PRECISION:
+        raise argparse.ArgumentTypeError(
+            f"expected a share from {LEAST_PRECISION}, as rates have four digits, found {text!r}"
+        )
+    return value
+
+
 def share_or_all(text: str) -> float:
     """A number above 0 and at most 1."""
     return 1.0 if _number(text) == 1 else share(text)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.arguments import cores, natural, not_negative, pause, positive, rising, share, whole
+from recserve.loadtest.arguments import cores, natural, not_negative, pause, positive, precision, rising, whole
 from recserve.loadtest.generator.pacing import arrivals
 from recserve.loadtest.grids import terminal_table
 from recserve.loadtest.results import check_writable, replace_text, write
@@ -306,7 +306,7 @@ def add_commands(commands: Any) -> None:
 
     capacity = _command(commands, "capacity", _capacity, "the highest rate whose p99 holds a budget", seconds=5.0)
     capacity.add_argument("--confirm-seconds", type=positive, default=20.0, help="(default %(default)s)")
-    capacity.add_argument("--precision", type=share, default=0.05, help="of the rate (default %(default)s)")
+    capacity.add_argument("--precision", type=precision, default=0.05, help="of the rate (default %(default)s)")
 
     for each in (rates, capacity):
         each.add_argument("--budget-ms", type=positive, default=50.0, help="for the p99 (default %(default)s)")

@@ -416,6 +416,12 @@ def test_a_precision_is_a_share(precision: str, capsys: pytest.CaptureFixture[st
     assert f"expected a share above 0 and below 1, found '{precision}'" in capsys.readouterr().err
 
 
+def test_a_precision_is_not_finer_than_rates_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["capacity", "--precision", "0.0009"])
+    assert "expected a share from 0.001, as rates have four digits, found '0.0009'" in capsys.readouterr().err
+
+
 @pytest.fixture(name="replay")
 def fixture_replay(tmp_path: Path) -> Callable[[str], Path]:
     """Writes a recording and the scenario that replays it; gives the scenario."""
