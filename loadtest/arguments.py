@@ -52,7 +52,10 @@ def precision(text: str) -> float:
 
 def share_or_all(text: str) -> float:
     """A number above 0 and at most 1."""
-    return 1.0 if _number(text) == 1 else share(text)
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and at most 1, found {text!r}")
+    return value
 
 
 def not_negative(text: str) -> float:

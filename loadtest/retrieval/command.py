@@ -23,7 +23,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=whole, help=f"of the catalogue (default {FULL_ITEMS:,})")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ITEMS:,} items")
     parser.add_argument("--k", type=whole, default=500, help="answers a query (default %(default)s)")
-    parser.add_argument("--recall", type=float, default=0.95, help="that all are tuned to (default %(default)s)")
+    parser.add_argument("--recall", type=share_or_all, default=0.95, help="that all are tuned to (default %(default)s)")
     parser.add_argument(
         "--batches", type=whole, nargs="+", default=[1, 8, 32], help="queries of a call (default 1 8 32)"
     )

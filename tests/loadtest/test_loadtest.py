@@ -131,6 +131,8 @@ sys.exit(main(["run"]))
         (("retrieval", "--items", "-5"), "a whole number from 1, found '-5'"),
         (("retrieval", "--seed", "-1"), "a whole number from 0, found '-1'"),
         (("forest", "--seed", "-1"), "a whole number from 0, found '-1'"),
+        (("forest", "--seconds", "nan"), "a number above 0, found 'nan'"),
+        (("retrieval", "--recall", "1.5"), "a share above 0 and at most 1, found '1.5'"),
     ],
 )
 def test_kernels_say_what_they_cannot_measure(
