@@ -214,9 +214,9 @@ def _stages(times: Sequence[pb.StageTimes]) -> dict[str, dict[str, float]]:
 
 
 def timeline(happened: Happened) -> dict[str, Any]:
-    """Outcomes and latencies by when requests were due, in up to 60 windows of at least a second."""
-    step = max(1.0, np.ceil(happened.seconds / _WINDOWS))
-    count = max(1, round(happened.seconds / step))
+    """Outcomes and latencies by when requests were due, in up to 60 equal windows of at least a second, or in one."""
+    count = int(np.clip(happened.seconds, 1, _WINDOWS))
+    step = happened.seconds / count
     window = np.clip(((happened.due_s - happened.warmup_s) / step).astype(int), 0, count - 1)
     groups = np.array([GROUPS.index(group_of(each)) for each in range(len(OUTCOMES))])[happened.outcome]
     rows: dict[str, Any] = {"step_s": step, "from_s": happened.warmup_s}

@@ -151,6 +151,18 @@ def test_stage_times_are_sampled_from_good_answers() -> None:
     assert found["degraded"] == 1
 
 
+@pytest.mark.parametrize(
+    ("seconds", "windows"), [(0.5, 1), (1, 1), (2.4, 2), (2.5, 2), (3, 3), (59.9, 59), (60, 60), (61, 60), (130, 60)]
+)
+def test_windows_of_a_timeline_are_of_equal_length(seconds: float, windows: int) -> None:
+    """A request every 10 ms: every bar of the chart stands for 100 a second."""
+    found = of(recorded([1.0] * round(100 * seconds)), seconds=seconds)["timeline"]
+    assert len(found["ok"]) == windows
+    assert windows * found["step_s"] == pytest.approx(seconds)
+    assert [requests / found["step_s"] for requests in found["ok"]] == pytest.approx([100] * windows, rel=0.011)
+    assert sum(found["ok"]) == round(100 * seconds)
+
+
 def test_a_curve_comes_ever_closer_to_100() -> None:
     points = curve(histogram(np.arange(1, 10_001)))
     shares = [share for share, _ in points]
