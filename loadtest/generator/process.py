@@ -260,8 +260,8 @@ def _generate() -> None:
     requests: Requests = job["requests"]
     count, every = len(requests.message), job["times_every"]
     record = Record.within(mmap.mmap(job["memory"], Record.size_of(count, every)), count, every)
-    calls = Calls(requests, record) if job["protocol"] == "grpc" else HttpCalls(requests, record)
     address = job["host"], job["port"]
+    calls = Calls(requests, record) if job["protocol"] == "grpc" else HttpCalls(requests, record, address)
     try:
         sockets = [socket.create_connection(address, timeout=5) for _ in range(job["connections"])]
     except OSError as error:
