@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from recserve.loadtest.generator.client import Calls
 from recserve.loadtest.generator.http import HttpCalls
-from recserve.loadtest.generator.record import UNSENT, Record
+from recserve.loadtest.generator.record import Record
 from recserve.loadtest.generator.wire import Requests
 from recserve.server.bundle.errors import RecserveError
 
@@ -155,8 +155,7 @@ class _Child:
         descriptor = os.memfd_create("recserve-loadtest")
         try:
             os.ftruncate(descriptor, size)
-            self.record = Record.within(mmap.mmap(descriptor, size), len(requests.message), load.times_every)
-            self.record.outcome[:] = UNSENT
+            self.record = Record.new(len(requests.message), load.times_every, mmap.mmap(descriptor, size))
             job = {
                 "memory": descriptor,
                 "host": load.host,
