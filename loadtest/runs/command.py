@@ -56,7 +56,16 @@ class Session:
         seconds = self.options.seconds if seconds is None else seconds
         pace = f"{rate:g} requests/s" if rate else "as recorded,"
         shown = f"{pace} for {self.setup.warmup_s + seconds:g} s"
-        return run_once(self.setup, rate, seconds, repeat=repeat, tell=lambda text: self.tell(f"{shown}: {text}"))
+
+        def tell(text: str) -> None:
+            self.tell(f"{shown}: {text}")
+
+        return run_once(self.setup, rate, seconds, repeat=repeat, before=self.sent, tell=tell)
+
+    @property
+    def sent(self) -> int:
+        """Requests of the runs so far, with those of their warm-ups."""
+        return sum(row["generator"]["requests"] for row in self.rows)
 
 
 Work = Callable[[Session], None]
@@ -99,7 +108,8 @@ def _soak(session: Session) -> None:
 def _saturate(session: Session) -> None:
     options = session.options
     for _ in range(options.repeat):
-        session.rows.append(saturate(session.setup, options.outstanding, options.seconds, tell=session.tell))
+        row = saturate(session.setup, options.outstanding, options.seconds, before=session.sent, tell=session.tell)
+        session.rows.append(row)
 
 
 # ------------------------------------------------------------------------------------------------------- sessions
@@ -216,9 +226,11 @@ def _report(results: Path, page: Path) -> None:
 
 
 def _pool(options: argparse.Namespace) -> int:
-    """Distinct requests: as many as one run sends, where that is known."""
+    """Distinct requests: as many as all runs send, where that is known."""
     rate: float | None = getattr(options, "rate", None)
-    return POOL if rate is None else max(1, int(1.2 * rate * (options.warmup + options.seconds)))
+    if rate is None:
+        return POOL
+    return max(1, int(1.2 * rate * (options.warmup + options.seconds) * getattr(options, "repeat", 1)))
 
 
 def _sources(options: argparse.Namespace) -> Sources:

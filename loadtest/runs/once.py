@@ -11,11 +11,12 @@ import numpy as np
 
 from recserve.loadtest.generator.pacing import MAX_REQUESTS, arrivals, replay_seconds
 from recserve.loadtest.generator.process import Ended, Generators, Load
+from recserve.loadtest.generator.record import UNSENT
 from recserve.loadtest.runs.figures import Happened, figures
 from recserve.loadtest.runs.target import Target
 from recserve.loadtest.runs.watch import Usage, Watch
 from recserve.loadtest.workload.recording import load_recording
-from recserve.loadtest.workload.requests import Message, serialise, serialise_json
+from recserve.loadtest.workload.requests import Message, serialise, serialise_json, turned
 from recserve.loadtest.workload.scenario import Scenario
 
 TICK_SECONDS: Final = 0.25
@@ -71,7 +72,9 @@ class Setup:
     seed: int = 1
 
 
-def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell: Progress = lambda _: None) -> Row:
+def run_once(
+    setup: Setup, rate: float, seconds: float, *, repeat: int = 1, before: int = 0, tell: Progress = lambda _: None
+) -> Row:
     """Hold a rate and say what came of it.
 
     Args:
@@ -79,6 +82,8 @@ def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell
         rate: requests a second; 0: as recorded ("replay"), and the row has the mean.
         seconds: that count, behind the warm-up.
         repeat: number of the repetition, from 1.
+        before: requests that runs before this one have sent: it goes on behind them, lest what the target keeps of
+            answers make it look better than those.
         tell: told how it goes.
 
     Raises:
@@ -90,18 +95,21 @@ def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell
     due = arrivals(pattern, rate, whole, seed=setup.seed + repeat - 1, recorded=recorded)
     window = min(seconds, replay_seconds(recorded, rate) - setup.warmup_s) if pattern == "replay" else seconds
     every = max(1, len(due) // SAMPLES)
-    load = _load(setup, len(due), times_every=every)
+    load = _load(setup, len(due), before, times_every=every)
     params = {"arrivals": pattern, "rate": rate or _mean_rate(due, whole), "seconds": seconds, "repeat": repeat}
     return _measure(setup, load, due, params, window, tell)
 
 
-def saturate(setup: Setup, outstanding: int, seconds: float, *, tell: Progress = lambda _: None) -> Row:
+def saturate(
+    setup: Setup, outstanding: int, seconds: float, *, before: int = 0, tell: Progress = lambda _: None
+) -> Row:
     """Keep requests under way for a time: a closed loop, without deadlines, where only the rate means anything.
 
     Args:
         setup: what is measured, and how; one process is used.
         outstanding: requests under way.
         seconds: that count, behind the warm-up.
+        before: as in run_once.
         tell: told how it goes.
 
     Raises:
@@ -109,7 +117,7 @@ def saturate(setup: Setup, outstanding: int, seconds: float, *, tell: Progress =
     """
     whole = setup.warmup_s + seconds
     count = min(MAX_REQUESTS, int(CLOSED_REQUESTS_PER_S * whole))
-    load = _load(setup, count, times_every=1000, outstanding=outstanding, seconds=whole)
+    load = _load(setup, count, before, times_every=1000, outstanding=outstanding, seconds=whole)
     params = {"arrivals": "closed", "outstanding": outstanding, "seconds": seconds}
     row = _measure(setup, load, np.zeros(count, np.int64), params, seconds, tell)
     # Latencies of a closed loop are the generator's own waiting; so are those of every part of it.
@@ -123,12 +131,14 @@ def _mean_rate(due: np.ndarray, seconds: float) -> float:
     return float(f"{(len(due) - 1) / took if took else len(due) / seconds:.4g}")
 
 
-def _load(setup: Setup, count: int, *, times_every: int, outstanding: int = 0, seconds: float = 0.0) -> Load:
-    target = setup.target
+def _load(
+    setup: Setup, count: int, before: int, *, times_every: int, outstanding: int = 0, seconds: float = 0.0
+) -> Load:
+    target, messages = setup.target, turned(setup.messages, before)
     if target.protocol == "http":
-        requests = serialise_json(setup.scenario, setup.messages, count)
+        requests = serialise_json(setup.scenario, messages, count)
     else:
-        requests = serialise(setup.scenario, setup.messages, count, authority=target.address, deadlines=not outstanding)
+        requests = serialise(setup.scenario, messages, count, authority=target.address, deadlines=not outstanding)
     return Load(
         host=target.host,
         port=target.port,
@@ -165,8 +175,12 @@ def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], 
             **figures(happened),
             "cpu_ms_per_request": _cpu_per_request(watch.usage, happened, over_s),
             "server": watch.usage.row(),
+            "generator": {
+                "processes": load.processes,
+                "cpu_s": round(sum(each.cpu_s for each in ends), 3),
+                "requests": sum(int((each.outcome != UNSENT).sum()) for each in generators.records),
+            },
         }
-    row["generator"] = {"processes": load.processes, "cpu_s": round(sum(each.cpu_s for each in ends), 3)}
     if reason:
         cut = {**row, "valid": False, "problems": [*row["problems"], f"cut short: {reason}"]}
         raise RunCutShort(cut, reason, interrupted=stopped_s is not None)

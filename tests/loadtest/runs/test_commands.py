@@ -102,6 +102,38 @@ def test_sweep_and_saturate(content_of: Callable[..., dict[str, Any]], tmp_path:
     assert row["requests_per_s"] > 10
 
 
+@pytest.mark.parametrize(
+    ("command", "sizes"),
+    [(("run", "--rate", 20, "--repeat", 3), (20, 20, 20)), (("sweep", "--rates", 10, 20), (10, 20))],
+    ids=str,
+)
+def test_a_run_asks_what_none_before_it_has_asked(
+    command: tuple[object, ...],
+    sizes: tuple[int, ...],
+    grpc_server: Callable[..., tuple[int, grpc.Server]],
+    answer_of: Callable[..., bytes],
+    tmp_path: Path,
+) -> None:
+    asked: list[bytes] = []
+
+    def recommend(request: bytes, _: grpc.ServicerContext) -> bytes:
+        asked.append(request)
+        return answer_of(20)
+
+    scenario = tmp_path / "constant.toml"
+    scenario.write_text(
+        '[users]\nunknown_share = 1\n[arrivals]\npattern = "constant"\n[[requests]]\ndeadline_ms = 60_000\n'
+    )
+    target = ("--target", f"127.0.0.1:{grpc_server(recommend)[0]}", "--scenario", scenario, "--no-report")
+    out = tmp_path / "out.json"
+    budget = ("--budget-ms", 60_000) if command[0] == "sweep" else ()
+    assert load(*command, *target, *budget, "--seconds", 0.75, "--warmup", 0.25, "--out", out) == 0
+    assert [row["generator"]["requests"] for row in json.loads(out.read_text("utf-8"))["results"]] == list(sizes)
+    probed, *sent = asked
+    assert len(sent) == len(set(sent)) == sum(sizes)
+    assert probed in sent[: sizes[0]]
+
+
 @pytest.mark.slow
 def test_capacity_and_soak(content_of: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     search = ("--budget-ms", 3000, "--start", 20, "--most", 40, "--confirm-seconds", 0.7)
