@@ -157,10 +157,11 @@ def _load(
 def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], window_s: float, tell: Progress) -> Row:
     """Let the generators work, and say what came of it in the window of that many seconds behind the warm-up."""
     with Generators(load, due) as generators:
+        watch = Watch(setup.target.pid)
+        watch.read()  # before anything is due, however long it takes
         generators.start()
-        watch = Watch(setup.target.pid, generators.start_ns / 1e9)
         stopped_s = _until_over(generators, watch, tell)
-        over_s = generators.elapsed_s
+        start_s, over_s = generators.start_ns / 1e9, generators.elapsed_s
         watch.read(last=True)
         ends = generators.ended()
         reason = "interrupted" if stopped_s is not None else _failure(ends)
@@ -173,8 +174,8 @@ def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], 
             "name": setup.name,
             "params": params,
             **figures(happened),
-            "cpu_ms_per_request": _cpu_per_request(watch.usage, happened, over_s),
-            "server": watch.usage.row(),
+            "cpu_ms_per_request": _cpu_per_request(watch.usage, happened, start_s, over_s),
+            "server": watch.usage.row(start_s),
             "generator": {
                 "processes": load.processes,
                 "cpu_s": round(sum(each.cpu_s for each in ends), 3),
@@ -190,7 +191,6 @@ def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], 
 def _until_over(generators: Generators, watch: Watch, tell: Progress) -> float | None:
     """Wait for the generators, which Ctrl-C stops: when it did, in seconds after the start; None: it did not."""
     stopped_s: float | None = None
-    watch.read()
     while generators.running:
         try:
             time.sleep(TICK_SECONDS)
@@ -222,15 +222,18 @@ def _progress(generators: Generators) -> str:
     return f"{ended:,} of {outcomes.size:,} requests have ended, {ended - good:,} of them without a good answer"
 
 
-def _cpu_per_request(usage: Usage, happened: Happened, over_s: float) -> float | None:
+def _cpu_per_request(usage: Usage, happened: Happened, start_s: float, over_s: float) -> float | None:
     """The server's CPU time for each request of the window, however it ended; None: it is not known for all of it.
 
     Args:
         usage: of the server.
         happened: to the requests.
-        over_s: when the last request had ended, which may be before the window's end: nobody reads on for that.
+        start_s: of the run, by time.monotonic.
+        over_s: when the last request had ended, seconds after the start. That may be before the window's end, for which
+            nobody reads on.
     """
-    used = usage.cpu_between(happened.warmup_s, min(happened.warmup_s + happened.seconds, over_s))
+    end_s = min(happened.warmup_s + happened.seconds, over_s)
+    used = usage.cpu_between(start_s + happened.warmup_s, start_s + end_s)
     if used is None or not happened.outcome.size:
         return None
     return round(1000 * used / happened.outcome.size, 4)

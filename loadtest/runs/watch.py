@@ -23,13 +23,13 @@ ENDED: Final = (FileNotFoundError, ProcessLookupError)
 
 @dataclass(slots=True)
 class Usage:
-    """What was read, and when.
+    """What was read, and when, by time.monotonic.
 
     Attributes:
-        at_s: seconds after the start of the run.
+        at_s: when the next two were read.
         cpu_s: user and system time so far, with that of children that have ended.
         rss_mib: resident memory; mapped files count in full in each process.
-        pss_at_s, pss_mib: proportional set size, where what is shared is divided; read less often.
+        pss_at_s, pss_mib: proportional set size, where what is shared is divided; read less often, at these times.
     """
 
     at_s: list[float] = field(default_factory=list)
@@ -45,11 +45,14 @@ class Usage:
         start, end = np.interp((start_s, end_s), self.at_s, self.cpu_s)
         return float(end - start)
 
-    def row(self) -> dict[str, list[float]]:
-        """As written to JSON."""
+    def row(self, start_s: float) -> dict[str, list[float]]:
+        """As written to JSON, with times after the start of the run."""
         return {
-            **{name: [round(value, 3) for value in getattr(self, name)] for name in ("at_s", "cpu_s", "pss_at_s")},
-            **{name: [round(value, 1) for value in getattr(self, name)] for name in ("rss_mib", "pss_mib")},
+            "at_s": [round(each - start_s, 3) for each in self.at_s],
+            "cpu_s": [round(each, 3) for each in self.cpu_s],
+            "rss_mib": [round(each, 1) for each in self.rss_mib],
+            "pss_at_s": [round(each - start_s, 3) for each in self.pss_at_s],
+            "pss_mib": [round(each, 1) for each in self.pss_mib],
         }
 
 
@@ -58,12 +61,10 @@ class Watch:
 
     Args:
         pid: of the server; 0: there is nothing to read, and `usage` stays empty.
-        start_s: the start of the run, by time.monotonic.
     """
 
-    def __init__(self, pid: int, start_s: float) -> None:
+    def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._start_s = start_s
         self.usage = Usage()
 
     def read(self, *, last: bool = False) -> None:
@@ -73,7 +74,7 @@ class Watch:
         usage = self.usage
         try:
             pids = _family(self._pid)
-            now = time.monotonic() - self._start_s
+            now = time.monotonic()
             cpu, rss = _sum(_cpu_with_children, pids), _sum(_rss_bytes, pids)
             usage.at_s.append(now)
             # A child that ends in between is in neither sum. CPU time never falls: the next reading has it again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from recserve.loadtest.runs.once import RunCutShort, Setup, run_once
 from recserve.loadtest.runs.target import Target
+from recserve.loadtest.runs.watch import Watch
 from recserve.loadtest.workload.requests import Sources, messages_of
 from recserve.loadtest.workload.scenario import parse_scenario
 
@@ -31,6 +33,21 @@ def test_a_rate_of_few_requests_is_that_of_the_whole_window(setup: Setup) -> Non
     """The last of them is due half a second before the end."""
     row = run_once(setup, 2, 2)
     assert (row["runs"], row["offered_per_s"], row["requests_per_s"]) == (4, 2, 2)
+
+
+def test_cpu_time_is_known_from_the_first_request_on(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it takes longer to read than the generators take to start."""
+
+    class SlowWatch(Watch):
+        def read(self, *, last: bool = False) -> None:
+            time.sleep(0.2)
+            super().read(last=last)
+
+    monkeypatch.setattr("recserve.loadtest.runs.once.Watch", SlowWatch)
+    watched = replace(setup, target=replace(setup.target, pid=os.getpid()), warmup_s=0)
+    row = run_once(watched, 10, 1)
+    assert row["server"]["at_s"][0] < 0
+    assert row["cpu_ms_per_request"] > 0
 
 
 def test_a_generator_that_dies_leaves_what_it_had_recorded(setup: Setup) -> None:

@@ -47,7 +47,7 @@ def line(process: subprocess.Popen[str]) -> str:
 def test_cpu_time_of_children_that_have_ended_stays(start: Callable[[str], subprocess.Popen[str]]) -> None:
     server = start(PARENT)
     child = int(line(server))
-    watch = Watch(server.pid, time.monotonic())
+    watch = Watch(server.pid)
     watch.read()
     assert line(server) == "waited"
     assert not Path(f"/proc/{child}").exists()
@@ -74,7 +74,7 @@ def test_what_ends_while_it_is_read_is_passed_over(
         found = read_text(path, *options)
         return f"{ended.pid} {found}" if path.name == "children" else found
 
-    watch = Watch(server.pid, time.monotonic())
+    watch = Watch(server.pid)
     monkeypatch.setattr(Path, "iterdir", with_an_ended_thread)
     monkeypatch.setattr(Path, "read_text", with_an_ended_child)
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_what_ends_while_it_is_read_is_passed_over(
 
 def test_cpu_time_never_falls(start: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that ends between the reading of its parent and its own is in neither."""
-    watch = Watch(start("input()").pid, time.monotonic())
+    watch = Watch(start("input()").pid)
     sums = iter((3.0, 2.0, 4.0))
     monkeypatch.setattr("recserve.loadtest.runs.watch._cpu_with_children", lambda _: next(sums))
     for _ in range(3):
@@ -96,7 +96,7 @@ def test_cpu_time_never_falls(start: Callable[[str], subprocess.Popen[str]], mon
 
 def test_a_server_that_ends_is_read_no_more(start: Callable[[str], subprocess.Popen[str]]) -> None:
     server = start("input()")
-    watch = Watch(server.pid, time.monotonic())
+    watch = Watch(server.pid)
     watch.read()
     server.kill()
     wait_for_zombie(server.pid)
@@ -120,3 +120,14 @@ def test_cpu_is_known_only_where_it_was_read(start_s: float, end_s: float, expec
     usage = Usage(at_s=[0, 2, 4], cpu_s=[10, 11, 12])
     assert usage.cpu_between(start_s, end_s) == expected
     assert Usage().cpu_between(0, 1) is None
+
+
+def test_times_are_written_as_of_the_start() -> None:
+    usage = Usage(at_s=[99.9, 102.00049], cpu_s=[1, 2.00049], rss_mib=[1.04, 2], pss_at_s=[100.5], pss_mib=[3.06])
+    assert usage.row(100.0) == {
+        "at_s": [-0.1, 2.0],
+        "cpu_s": [1, 2.0],
+        "rss_mib": [1.0, 2],
+        "pss_at_s": [0.5],
+        "pss_mib": [3.1],
+    }
