@@ -36,6 +36,28 @@ def share(text: str) -> float:
     return value
 
 
+LEAST_PRECISION: Final = 0.001
+"""Rates have four digits: by less, there is none between two of them, and a search would try the same one for ever."""
+
+
+def precision(text: str) -> float:
+    """A share of a rate, to which another one is found."""
+    value = share(text)
+    if value < LEAST_PRECISION:
+        raise argparse.ArgumentTypeError(
+            f"expected a share from {LEAST_PRECISION}, as rates have four digits, found {text!r}"
+        )
+    return value
+
+
+def share_or_all(text: str) -> float:
+    """A number above 0 and at most 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and at most 1, found {text!r}")
+    return value
+
+
 def not_negative(text: str) -> float:
     """A number from 0."""
     value = _number(text)

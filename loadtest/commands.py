@@ -68,13 +68,14 @@ def _kernels(kernel_set: KernelSet, options: argparse.Namespace) -> int:
     check_writable(options.out)
     measurements = list(kernel_set.measure(options))
     content = document(kernel_set.workload, measurements)
+    # First the files: what was measured outlives whoever no longer reads what is printed.
+    write(options.out, content)
+    if kernel_set.finish:
+        kernel_set.finish(options, content)
     if kernel_set.grids:
         _console().print(*map(terminal_table, kernel_set.grids(content)), sep="\n")
     else:
         _console().print(table(f"Kernels: {kernel_set.name}", measurements))
-    write(options.out, content)
-    if kernel_set.finish:
-        kernel_set.finish(options, content)
     print(f"written to {options.out}")
     return 0
 

@@ -122,22 +122,48 @@ def check_writable(path: Path, *beside: Path) -> None:
 
 
 def _probe(path: Path) -> None:
-    """Open it to write, which leaves what is there as it is and nothing where nothing was."""
+    """Do what `replace_text` will do, but leave what is there as it is and nothing where nothing was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("ab"):
-        pass
-    if is_new:
-        path.unlink()
+    if path.exists():
+        with path.open("ab"):
+            pass
+    if _is_replaceable(path):
+        beside = _beside(path)
+        beside.touch()
+        beside.unlink()
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a result file; each result has a line of its own, so that versions of the file compare well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     rest = {name: value for name, value in content.items() if name != "results"}
     head = json.dumps({**rest, "results": []}, indent=1).removesuffix("]\n}")
     rows = ",\n".join(f"  {json.dumps(row)}" for row in content["results"])
-    path.write_text(f"{head}\n{rows}\n ]\n}}\n", "utf-8")
+    replace_text(path, f"{head}\n{rows}\n ]\n}}\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: who is interrupted, or finds no room, keeps what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_replaceable(path):
+        path.write_text(text, "utf-8")
+        return
+    beside = _beside(path)
+    try:
+        beside.write_text(text, "utf-8")
+        beside.replace(path.resolve())
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Not what something else is behind, such as /dev/stdout."""
+    return path.is_file() or not path.exists()
+
+
+def _beside(path: Path) -> Path:
+    """Where it is written before it takes its place; beside the file, where a link points to one."""
+    place = path.resolve()
+    return place.with_name(f".{place.name}.{os.getpid()}")
 
 
 def table(title: str, measurements: Sequence[Measurement]) -> Table:

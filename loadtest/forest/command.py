@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.arguments import natural, whole
+from recserve.loadtest.arguments import natural, positive, whole
 from recserve.loadtest.forest.tables import all_grids
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.results import Measurement
@@ -79,7 +79,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help=f"measure {SLOW}, too, which compiles for minutes: on all forests, or on those of so many leaves",
     )
     parser.add_argument("--quick", action="store_true", help="one forest, and none of the engines that need a compiler")
-    parser.add_argument("--seconds", type=float, help=f"for each forest and number of rows (default {FULL.seconds})")
+    parser.add_argument("--seconds", type=positive, help=f"for each forest and number of rows (default {FULL.seconds})")
     parser.add_argument(
         "--groups", type=whole, default=600, help="groups of 100 rows to train on (default %(default)s)"
     )

@@ -3,7 +3,7 @@
 A thread for each connection, and at most one request under way on it. That is enough for some hundred requests a
 second of whoever is measured; at more, this client is what is measured. It has the compiled client's schedule and
 record, so that all figures are made in one way. It knows no deadlines and gives up at the first connection that is
-lost.
+lost; one that the service closes as it says, with its answer, is made again for the next request, which waits for it.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ class HttpCalls:
     Args:
         requests: JSON bodies; the headers of a kind are the path that its requests are posted to.
         record: filled while `run` is at work.
+        address: host and port that the sockets are connected to.
     """
 
-    def __init__(self, requests: Requests, record: Record) -> None:
+    def __init__(self, requests: Requests, record: Record, address: tuple[str, int]) -> None:
         self._requests = requests
         self._record = record
+        self._address = address
         self._size = len(requests.message)
         self._lock = threading.Lock()
         self._next = 0
@@ -80,7 +82,7 @@ class HttpCalls:
 
     def _work(self, descriptor: int, end_ns: int) -> None:
         """Take the next request, wait until it is due, send it, and read its answer; over and over."""
-        connection = _connection(descriptor)
+        connection = _connection(descriptor, self._address)
         while (number := self._take(end_ns)) is not None and self._wait_until_due(number):
             try:
                 self._call(connection, number)
@@ -135,8 +137,8 @@ class HttpCalls:
         self._record.keep_text(outcome, text)
 
 
-def _connection(descriptor: int) -> HTTPConnection:
-    connection = HTTPConnection("", timeout=ANSWER_SECONDS)
+def _connection(descriptor: int, address: tuple[str, int]) -> HTTPConnection:
+    connection = HTTPConnection(*address, timeout=ANSWER_SECONDS)
     connection.sock = socket.socket(fileno=descriptor)
     connection.sock.settimeout(ANSWER_SECONDS)
     return connection

@@ -62,6 +62,17 @@ def _poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
     return times
 
 
+def replay_seconds(recorded: Sequence[float], rate: float) -> float:
+    """How long a replay takes that nothing ends before: its gaps, and a mean one behind the last request.
+
+    With it, the requests by the seconds are the rate. What is recorded at one instant has no length, and no end.
+    """
+    if rate:
+        return len(recorded) / rate
+    took = recorded[-1] - recorded[0]
+    return took * len(recorded) / (len(recorded) - 1) if took else np.inf
+
+
 def _replay(recorded: Sequence[float], rate: float) -> NDArray[np.float64]:
     times: NDArray[np.float64] = np.asarray(recorded, np.float64)
     if times.size == 0 or not np.isfinite(times).all() or (np.diff(times) < 0).any():

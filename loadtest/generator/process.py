@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from recserve.loadtest.generator.client import Calls
 from recserve.loadtest.generator.http import HttpCalls
-from recserve.loadtest.generator.record import UNSENT, Record
+from recserve.loadtest.generator.record import Record
 from recserve.loadtest.generator.wire import Requests
 from recserve.server.bundle.errors import RecserveError
 
@@ -75,7 +75,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a generator ended: as Calls.run says, and the CPU time that it took."""
+    """How a generator ended: as Calls.run says, or "broken" where it could say nothing; and the CPU time it took."""
 
     end: str
     error: str
@@ -126,6 +126,11 @@ class Generators:
             child.record.due[:] = self.start_ns + self._due_ns[number :: self._load.processes]
             child.go(self.start_ns + int(self._load.seconds * 1e9))
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start of the schedule."""
+        return (time.monotonic_ns() - self.start_ns) / 1e9
+
     def stop(self) -> None:
         """Send nothing more; what is under way still gets its outcome."""
         for child in self._children:
@@ -137,11 +142,7 @@ class Generators:
         return any(child.running for child in self._children)
 
     def ended(self) -> list[Ended]:
-        """How each ended.
-
-        Raises:
-            GeneratorError: one broke down.
-        """
+        """How each ended. What one that broke down had recorded until then is in its record."""
         return [child.ended() for child in self._children]
 
 
@@ -154,8 +155,7 @@ class _Child:
         descriptor = os.memfd_create("recserve-loadtest")
         try:
             os.ftruncate(descriptor, size)
-            self.record = Record.within(mmap.mmap(descriptor, size), len(requests.message), load.times_every)
-            self.record.outcome[:] = UNSENT
+            self.record = Record.new(len(requests.message), load.times_every, mmap.mmap(descriptor, size))
             job = {
                 "memory": descriptor,
                 "host": load.host,
@@ -208,7 +208,10 @@ class _Child:
         return self._process.poll() is None
 
     def ended(self) -> Ended:
-        return Ended(**self._hear())
+        try:
+            return Ended(**self._hear())
+        except GeneratorError as error:
+            return Ended("broken", str(error), cpu_s=0.0)
 
     def kill(self) -> None:
         if self.running:
@@ -256,8 +259,8 @@ def _generate() -> None:
     requests: Requests = job["requests"]
     count, every = len(requests.message), job["times_every"]
     record = Record.within(mmap.mmap(job["memory"], Record.size_of(count, every)), count, every)
-    calls = Calls(requests, record) if job["protocol"] == "grpc" else HttpCalls(requests, record)
     address = job["host"], job["port"]
+    calls = Calls(requests, record) if job["protocol"] == "grpc" else HttpCalls(requests, record, address)
     try:
         sockets = [socket.create_connection(address, timeout=5) for _ in range(job["connections"])]
     except OSError as error:

@@ -67,9 +67,9 @@ class Record:
         return cls(**arrays, times_every=times_every)
 
     @classmethod
-    def new(cls, requests: int, times_every: int = 1) -> Record:
-        """An empty record in memory of its own."""
-        record = cls.within(bytearray(cls.size_of(requests, times_every)), requests, times_every)
+    def new(cls, requests: int, times_every: int = 1, memory: mmap.mmap | None = None) -> Record:
+        """An empty record, in memory of `size_of` bytes that are all 0, or in its own."""
+        record = cls.within(memory or bytearray(cls.size_of(requests, times_every)), requests, times_every)
         record.outcome[:] = UNSENT
         return record
 

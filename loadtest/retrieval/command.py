@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.arguments import natural, whole
+from recserve.loadtest.arguments import natural, share, share_or_all, whole
 from recserve.loadtest.kernel_sets import KernelSet
 from recserve.loadtest.results import Measurement
 from recserve.loadtest.retrieval.tables import all_grids
@@ -23,11 +23,21 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=whole, help=f"of the catalogue (default {FULL_ITEMS:,})")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ITEMS:,} items")
     parser.add_argument("--k", type=whole, default=500, help="answers a query (default %(default)s)")
-    parser.add_argument("--recall", type=float, default=0.95, help="that all are tuned to (default %(default)s)")
+    parser.add_argument("--recall", type=share_or_all, default=0.95, help="that all are tuned to (default %(default)s)")
     parser.add_argument(
         "--batches", type=whole, nargs="+", default=[1, 8, 32], help="queries of a call (default 1 8 32)"
     )
-    parser.add_argument("--filters", type=float, nargs="+", default=[1.0, 0.1], help="shares that pass (default 1 0.1)")
+    parser.add_argument(
+        "--filters", type=share_or_all, nargs="+", default=[1.0, 0.1], help="shares that pass (default 1 0.1)"
+    )
+    parser.add_argument(
+        "--regions",
+        type=share,
+        nargs="*",
+        default=[0.1],
+        help="shares that pass filters which go with the vectors, as a category does: the items that lie furthest in "
+        "a direction drawn at random (default 0.1)",
+    )
     parser.add_argument(
         "--engines",
         nargs="*",
@@ -42,14 +52,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _measure(options: argparse.Namespace) -> Iterable[Measurement]:
-    from recserve.loadtest.retrieval.measure import Work, measure_retrieval  # noqa: PLC0415  needs what exports need
+    from recserve.loadtest.retrieval.measure import Filter, Work, measure_retrieval  # noqa: PLC0415  needs what exports need
 
     work = Work(
         items=options.items or (QUICK_ITEMS if options.quick else FULL_ITEMS),
         k=options.k,
         target=options.recall,
         batches=options.batches,
-        filters=options.filters,
+        filters=[Filter(each) for each in options.filters] + [Filter(each, "region") for each in options.regions],
         engines=options.engines,
         runs=options.runs,
         seed=options.seed,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,27 @@ from recserve.server.pipeline.search import ExactSearcher, recall_at_k
 
 Exact = Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]
 
+Spread: TypeAlias = Literal["even", "region"]
+"""Where the items of a filter lie: anywhere, or on one side, as those of a category that the vectors know."""
+
+
+class Filter(NamedTuple):
+    """Which items pass."""
+
+    share: float
+    """Of all; 1.0: no filter."""
+    spread: Spread = "even"
+
+    def mask(self, vectors: Vectors, seed: int) -> NDArray[np.uint64] | None:
+        """Bitmap of the items that pass; None: all."""
+        if self.share == 1.0:
+            return None
+        random = np.random.default_rng(seed)
+        if self.spread == "even":
+            return bitmaps.pack(random.random(len(vectors)) < self.share)
+        along = vectors @ random.standard_normal(vectors.shape[1], np.float32)
+        return bitmaps.pack(along > np.quantile(along, 1 - self.share))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
@@ -29,7 +51,7 @@ class Work:
         k: answers a query.
         target: recall that every engine is tuned to.
         batches: queries of a call.
-        filters: shares of the items that pass, 1.0: no filter.
+        filters: which items are searched.
         engines: of engines.others.
         runs: timed calls of each size.
         seed: of vectors and filters.
@@ -39,7 +61,7 @@ class Work:
     k: int
     target: float
     batches: Sequence[int]
-    filters: Sequence[float]
+    filters: Sequence[Filter]
     engines: Sequence[str]
     runs: int
     seed: int
@@ -63,14 +85,12 @@ def measure_retrieval(work: Work, tell: Callable[[str], None]) -> Iterator[Measu
         np.save(Path(folder) / "vectors.npy", vectors)
         vectors = np.load(Path(folder) / "vectors.npy", mmap_mode="r").view(np.ndarray)  # mapped, as a server's
         engines = list(_engines(work, vectors, queries[:TUNING], Path(folder), tell))
-        for share in work.filters:
-            mask = None
-            if share < 1.0:
-                mask = bitmaps.pack(np.random.default_rng(work.seed).random(work.items) < share)
+        for which in work.filters:
+            mask = which.mask(vectors, work.seed)
             exact = ExactSearcher(vectors).search(queries[TUNING:], work.k, [mask] * HELD_OUT)
             recalls = [_recall(engine, queries[TUNING:], exact, work.k, mask) for engine in engines]
             for batch in work.batches:
-                yield from _timed(work, engines, recalls, queries[TUNING:], batch, share, mask)
+                yield from _timed(work, engines, recalls, queries[TUNING:], batch, which, mask)
 
 
 def _engines(
@@ -108,7 +128,7 @@ def _timed(
     recalls: Sequence[float],
     queries: Vectors,
     batch: int,
-    share: float,
+    which: Filter,
     mask: NDArray[np.uint64] | None,
 ) -> Iterator[Measurement]:
     """Engines take turns, so that the machine's moods meet all of them.
@@ -130,7 +150,7 @@ def _timed(
                 if call >= 0:
                     processor[number].append(used / 1e6)
                     wall[number].append(passed / 1e6)
-    size = {"items": work.items, "dim": DIM, "k": work.k, "batch": batch, "filter": share}
+    size = {"items": work.items, "dim": DIM, "k": work.k, "batch": batch, "filter": which.share, "spread": which.spread}
     for engine, recall, times, spent in zip(engines, recalls, wall, processor, strict=True):
         yield Measurement(
             name=engine.name,

@@ -8,14 +8,23 @@ from typing import Any
 from recserve.loadtest.grids import Grid
 
 Row = Mapping[str, Any]
-SIZE = ("items", "dim", "k", "batch", "filter")
+SIZE = ("items", "dim", "k", "batch", "filter", "spread")
 
 
 def all_grids(content: Mapping[str, Any]) -> Iterator[Grid]:
     """A table for each filter: recall, and the time of a call by number of queries."""
     results = content["results"]
-    for share in dict.fromkeys(row["params"]["filter"] for row in results):
-        yield _grid([row for row in results if row["params"]["filter"] == share], share)
+    for which in dict.fromkeys(filter_of(row) for row in results):
+        yield _grid([row for row in results if filter_of(row) == which], which)
+
+
+def filter_of(row: Row) -> str:
+    """In words, as headings say it."""
+    params = row["params"]
+    if params["filter"] == 1.0:
+        return "no filter"
+    where = " in one region" if params["spread"] == "region" else ""
+    return f"{params['filter']:.0%} of the items{where}"
 
 
 def settings(row: Row) -> str:
@@ -24,10 +33,9 @@ def settings(row: Row) -> str:
     return ", ".join(f"{value}" if name == "factory" else f"{name} {value}" for name, value in own.items())
 
 
-def _grid(rows: list[Row], share: float) -> Grid:
+def _grid(rows: list[Row], which: str) -> Grid:
     params = rows[0]["params"]
     batches = list(dict.fromkeys(row["params"]["batch"] for row in rows))
-    which = "no filter" if share == 1.0 else f"a filter that {share:.0%} of the items pass"
     headings = ["engine", f"recall@{params['k']}"]
     for batch in batches:
         queries = "1 query" if batch == 1 else f"{batch} queries"

@@ -9,16 +9,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
-from recserve.loadtest.arguments import cores, natural, not_negative, pause, positive, rising, share, whole
+from recserve.loadtest.arguments import cores, natural, not_negative, pause, positive, precision, rising, whole
 from recserve.loadtest.generator.pacing import arrivals
 from recserve.loadtest.grids import terminal_table
-from recserve.loadtest.results import check_writable, write
+from recserve.loadtest.results import check_writable, replace_text, write
 from recserve.loadtest.runs.compare import compare, differences, grid, invalid_runs, read_results, shown
 from recserve.loadtest.runs.document import at_least, load_document, problems_of, runs_grid
 from recserve.loadtest.runs.ending import Ending
@@ -56,7 +56,16 @@ class Session:
         seconds = self.options.seconds if seconds is None else seconds
         pace = f"{rate:g} requests/s" if rate else "as recorded,"
         shown = f"{pace} for {self.setup.warmup_s + seconds:g} s"
-        return run_once(self.setup, rate, seconds, repeat=repeat, tell=lambda text: self.tell(f"{shown}: {text}"))
+
+        def tell(text: str) -> None:
+            self.tell(f"{shown}: {text}")
+
+        return run_once(self.setup, rate, seconds, repeat=repeat, before=self.sent, tell=tell)
+
+    @property
+    def sent(self) -> int:
+        """Requests of the runs so far, with those of their warm-ups."""
+        return sum(row["generator"]["requests"] for row in self.rows)
 
 
 Work = Callable[[Session], None]
@@ -99,7 +108,8 @@ def _soak(session: Session) -> None:
 def _saturate(session: Session) -> None:
     options = session.options
     for _ in range(options.repeat):
-        session.rows.append(saturate(session.setup, options.outstanding, options.seconds, tell=session.tell))
+        row = saturate(session.setup, options.outstanding, options.seconds, before=session.sent, tell=session.tell)
+        session.rows.append(row)
 
 
 # ------------------------------------------------------------------------------------------------------- sessions
@@ -176,12 +186,15 @@ def _write(workload: str, session: Session, scenario: Scenario, sources: Sources
         config=options.config if options.target is None else None,
         more={**session.more, **({"cut_short": problem} if problem else {})},
     )
-    print_grid(content)
-    write(options.out, content)
-    print(f"written to {options.out}")
     page = options.out.with_suffix(".html")
+    # First the files: what was measured outlives whoever no longer reads what is printed.
+    write(options.out, content)
     if options.report:
         _report(options.out, page)
+    print_grid(content)
+    print(f"written to {options.out}")
+    if options.report:
+        print(f"written to {page}")
     elif page.exists():
         print(f"{page} is still of an earlier run; to draw it again: recserve-loadtest report {options.out}")
 
@@ -209,14 +222,15 @@ def _report(results: Path, page: Path) -> None:
 
     content = read_results(results)
     check_drawable(content, results)
-    page.write_text(render_page(content), "utf-8")
-    print(f"written to {page}")
+    replace_text(page, render_page(content))
 
 
 def _pool(options: argparse.Namespace) -> int:
-    """Distinct requests: as many as one run sends, where that is known."""
+    """Distinct requests: as many as all runs send, where that is known."""
     rate: float | None = getattr(options, "rate", None)
-    return POOL if rate is None else max(1, int(1.2 * rate * (options.warmup + options.seconds)))
+    if rate is None:
+        return POOL
+    return max(1, int(1.2 * rate * (options.warmup + options.seconds) * getattr(options, "repeat", 1)))
 
 
 def _sources(options: argparse.Namespace) -> Sources:
@@ -261,8 +275,12 @@ def _setup(options: argparse.Namespace, target: Target, scenario: Scenario, mess
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.out:
+        check_writable(options.out)
     a, b = read_results(options.a), read_results(options.b)
     ratios = compare(a, b, options.tolerance)
+    if options.out:
+        replace_text(options.out, json.dumps([asdict(each) for each in ratios], indent=1))
     Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(grid(ratios)))
     for text in differences(a, b):
         print(f"not of the same work: {text}")
@@ -274,13 +292,13 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"worse: {each.figure} of {each.name}, {each.params}: {shown(each.ratio)} times")
     if any(each.low is None and each.a and each.b for each in ratios):
         print("intervals need repeated runs on both sides: run --repeat 5")
-    if options.out:
-        options.out.write_text(json.dumps([each.__getstate__() for each in ratios], indent=1), "utf-8")
     return WORSE if worse else UNTRUSTED if invalid else 0
 
 
 def _draw(options: argparse.Namespace) -> int:
-    _report(options.results, options.out or options.results.with_suffix(".html"))
+    page = options.out or options.results.with_suffix(".html")
+    _report(options.results, page)
+    print(f"written to {page}")
     return 0
 
 
@@ -300,7 +318,7 @@ def add_commands(commands: Any) -> None:
 
     capacity = _command(commands, "capacity", _capacity, "the highest rate whose p99 holds a budget", seconds=5.0)
     capacity.add_argument("--confirm-seconds", type=positive, default=20.0, help="(default %(default)s)")
-    capacity.add_argument("--precision", type=share, default=0.05, help="of the rate (default %(default)s)")
+    capacity.add_argument("--precision", type=precision, default=0.05, help="of the rate (default %(default)s)")
 
     for each in (rates, capacity):
         each.add_argument("--budget-ms", type=positive, default=50.0, help="for the p99 (default %(default)s)")

@@ -29,7 +29,7 @@ _WINDOWS: Final = 60
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Happened:
-    """What became of each request, in the order of the schedule; requests of the warm-up are left out.
+    """What became of each request of the window, in the order of the schedule.
 
     Attributes:
         due_s: when it was due, seconds after the start.
@@ -55,7 +55,7 @@ class Happened:
 
     @classmethod
     def of(cls, records: Sequence[Record], start_ns: int, warmup_s: float, seconds: float) -> Happened:
-        """From the generators' records."""
+        """From the generators' records; what was due before or after the window is left out."""
         due = np.concatenate([each.due for each in records]) - start_ns
         order = np.argsort(due, kind="stable")
         late, latency, outcome, flags = (
@@ -63,7 +63,7 @@ class Happened:
             for parts in zip(*((r.sent - r.due, r.done - r.due, r.outcome, r.flags) for r in records), strict=True)
         )
         due = due[order]
-        inside = due >= warmup_s * 1e9
+        inside = (due >= warmup_s * 1e9) & (due < (warmup_s + seconds) * 1e9)
         ended = inside & (outcome >= 0)
         return cls(
             due_s=due[ended] / 1e9,
@@ -214,9 +214,9 @@ def _stages(times: Sequence[pb.StageTimes]) -> dict[str, dict[str, float]]:
 
 
 def timeline(happened: Happened) -> dict[str, Any]:
-    """Outcomes and latencies by when requests were due, in up to 60 windows of at least a second."""
-    step = max(1.0, np.ceil(happened.seconds / _WINDOWS))
-    count = max(1, round(happened.seconds / step))
+    """Outcomes and latencies by when requests were due, in up to 60 equal windows of at least a second, or in one."""
+    count = int(np.clip(happened.seconds, 1, _WINDOWS))
+    step = happened.seconds / count
     window = np.clip(((happened.due_s - happened.warmup_s) / step).astype(int), 0, count - 1)
     groups = np.array([GROUPS.index(group_of(each)) for each in range(len(OUTCOMES))])[happened.outcome]
     rows: dict[str, Any] = {"step_s": step, "from_s": happened.warmup_s}

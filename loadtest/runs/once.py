@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
-from recserve.loadtest.generator.pacing import MAX_REQUESTS, arrivals
-from recserve.loadtest.generator.process import Generators, Load
+from recserve.loadtest.generator.pacing import MAX_REQUESTS, arrivals, replay_seconds
+from recserve.loadtest.generator.process import Ended, Generators, Load
+from recserve.loadtest.generator.record import UNSENT
 from recserve.loadtest.runs.figures import Happened, figures
 from recserve.loadtest.runs.target import Target
 from recserve.loadtest.runs.watch import Usage, Watch
 from recserve.loadtest.workload.recording import load_recording
-from recserve.loadtest.workload.requests import Message, serialise, serialise_json
+from recserve.loadtest.workload.requests import Message, serialise, serialise_json, turned
 from recserve.loadtest.workload.scenario import Scenario
 
 TICK_SECONDS: Final = 0.25
@@ -23,6 +24,8 @@ SAMPLES: Final = 4000
 """Answers of a run whose stage times are read, about."""
 CLOSED_REQUESTS_PER_S: Final = 50_000
 """Room for the requests of a closed loop, whose number nobody knows beforehand."""
+LEAST_SECONDS: Final = 1e-3
+"""Of a window: a run that ends in its warm-up has none, and no rate is divided by nothing."""
 
 Row = dict[str, Any]
 """One entry of a result file's `results`."""
@@ -35,7 +38,7 @@ class RunCutShort(Exception):  # noqa: N818  it brings a result
     Args:
         row: of the run.
         reason: why, in words.
-        interrupted: by Ctrl-C; else the target went away.
+        interrupted: by Ctrl-C; else the target went away, or a generator broke down.
     """
 
     def __init__(self, row: Row, reason: str, *, interrupted: bool) -> None:
@@ -69,7 +72,9 @@ class Setup:
     seed: int = 1
 
 
-def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell: Progress = lambda _: None) -> Row:
+def run_once(
+    setup: Setup, rate: float, seconds: float, *, repeat: int = 1, before: int = 0, tell: Progress = lambda _: None
+) -> Row:
     """Hold a rate and say what came of it.
 
     Args:
@@ -77,28 +82,34 @@ def run_once(setup: Setup, rate: float, seconds: float, *, repeat: int = 1, tell
         rate: requests a second; 0: as recorded ("replay"), and the row has the mean.
         seconds: that count, behind the warm-up.
         repeat: number of the repetition, from 1.
+        before: requests that runs before this one have sent: it goes on behind them, lest what the target keeps of
+            answers make it look better than those.
         tell: told how it goes.
 
     Raises:
-        RunCutShort: by Ctrl-C, or because the target went away.
+        RunCutShort: by Ctrl-C, or because the target went away or a generator broke down.
     """
     pattern, times = setup.scenario.arrivals.pattern, setup.scenario.arrivals.times
     recorded = load_recording(times) if times is not None else ()
-    due = arrivals(pattern, rate, setup.warmup_s + seconds, seed=setup.seed + repeat - 1, recorded=recorded)
-    rate = rate or _mean_rate(due, setup.warmup_s + seconds)
+    whole = setup.warmup_s + seconds
+    due = arrivals(pattern, rate, whole, seed=setup.seed + repeat - 1, recorded=recorded)
+    window = min(seconds, replay_seconds(recorded, rate) - setup.warmup_s) if pattern == "replay" else seconds
     every = max(1, len(due) // SAMPLES)
-    load = _load(setup, len(due), times_every=every)
-    params = {"arrivals": pattern, "rate": rate, "seconds": seconds, "repeat": repeat}
-    return _measure(setup, load, due, params, tell)
+    load = _load(setup, len(due), before, times_every=every)
+    params = {"arrivals": pattern, "rate": rate or _mean_rate(due, whole), "seconds": seconds, "repeat": repeat}
+    return _measure(setup, load, due, params, window, tell)
 
 
-def saturate(setup: Setup, outstanding: int, seconds: float, *, tell: Progress = lambda _: None) -> Row:
+def saturate(
+    setup: Setup, outstanding: int, seconds: float, *, before: int = 0, tell: Progress = lambda _: None
+) -> Row:
     """Keep requests under way for a time: a closed loop, without deadlines, where only the rate means anything.
 
     Args:
         setup: what is measured, and how; one process is used.
         outstanding: requests under way.
         seconds: that count, behind the warm-up.
+        before: as in run_once.
         tell: told how it goes.
 
     Raises:
@@ -106,9 +117,9 @@ def saturate(setup: Setup, outstanding: int, seconds: float, *, tell: Progress =
     """
     whole = setup.warmup_s + seconds
     count = min(MAX_REQUESTS, int(CLOSED_REQUESTS_PER_S * whole))
-    load = _load(setup, count, times_every=1000, outstanding=outstanding, seconds=whole)
+    load = _load(setup, count, before, times_every=1000, outstanding=outstanding, seconds=whole)
     params = {"arrivals": "closed", "outstanding": outstanding, "seconds": seconds}
-    row = _measure(setup, load, np.zeros(count, np.int64), params, tell)
+    row = _measure(setup, load, np.zeros(count, np.int64), params, seconds, tell)
     # Latencies of a closed loop are the generator's own waiting; so are those of every part of it.
     hidden = ("p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "curve", "histogram", "timeline", "lateness")
     return {name: None if name in hidden[:5] else value for name, value in row.items() if name not in hidden[5:]}
@@ -120,12 +131,14 @@ def _mean_rate(due: np.ndarray, seconds: float) -> float:
     return float(f"{(len(due) - 1) / took if took else len(due) / seconds:.4g}")
 
 
-def _load(setup: Setup, count: int, *, times_every: int, outstanding: int = 0, seconds: float = 0.0) -> Load:
-    target = setup.target
+def _load(
+    setup: Setup, count: int, before: int, *, times_every: int, outstanding: int = 0, seconds: float = 0.0
+) -> Load:
+    target, messages = setup.target, turned(setup.messages, before)
     if target.protocol == "http":
-        requests = serialise_json(setup.scenario, setup.messages, count)
+        requests = serialise_json(setup.scenario, messages, count)
     else:
-        requests = serialise(setup.scenario, setup.messages, count, authority=target.address, deadlines=not outstanding)
+        requests = serialise(setup.scenario, messages, count, authority=target.address, deadlines=not outstanding)
     return Load(
         host=target.host,
         port=target.port,
@@ -141,33 +154,65 @@ def _load(setup: Setup, count: int, *, times_every: int, outstanding: int = 0, s
     )
 
 
-def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], tell: Progress) -> Row:
-    interrupted = False
+def _measure(setup: Setup, load: Load, due: np.ndarray, params: dict[str, Any], window_s: float, tell: Progress) -> Row:
+    """Let the generators work, and say what came of it in the window of that many seconds behind the warm-up."""
     with Generators(load, due) as generators:
+        watch = Watch(setup.target.pid)
+        watch.read()  # before anything is due, however long it takes
         generators.start()
-        watch = Watch(setup.target.pid, generators.start_ns / 1e9)
-        watch.read()
-        while generators.running:
-            try:
-                time.sleep(TICK_SECONDS)
-                watch.read()
-                tell(_progress(generators))
-            except KeyboardInterrupt:
-                if interrupted:
-                    raise
-                interrupted = True
-                tell("stopping: what is under way is waited for; Ctrl-C again gives it up")
-                generators.stop()
+        stopped_s = _until_over(generators, watch, tell)
+        start_s, over_s = generators.start_ns / 1e9, generators.elapsed_s
         watch.read(last=True)
         ends = generators.ended()
-        row = _row(setup, load, generators, watch.usage, params)
-    row["generator"] = {"processes": load.processes, "cpu_s": round(sum(each.cpu_s for each in ends), 3)}
-    gone = next((each.error for each in ends if each.end == "gone"), None)
-    reason = "interrupted" if interrupted else f"the target went away: {gone}" if gone is not None else ""
+        reason = "interrupted" if stopped_s is not None else _failure(ends)
+        if reason:  # what was due later was never meant to be sent any more
+            window_s = min(window_s, (over_s if stopped_s is None else stopped_s) - setup.warmup_s)
+        happened = Happened.of(generators.records, generators.start_ns, setup.warmup_s, max(window_s, LEAST_SECONDS))
+        if load.outstanding:  # nor was the room that was left over
+            happened = replace(happened, unsent=0)
+        row = {
+            "name": setup.name,
+            "params": params,
+            **figures(happened),
+            "cpu_ms_per_request": _cpu_per_request(watch.usage, happened, start_s, over_s),
+            "server": watch.usage.row(start_s),
+            "generator": {
+                "processes": load.processes,
+                "cpu_s": round(sum(each.cpu_s for each in ends), 3),
+                "requests": sum(int((each.outcome != UNSENT).sum()) for each in generators.records),
+            },
+        }
     if reason:
         cut = {**row, "valid": False, "problems": [*row["problems"], f"cut short: {reason}"]}
-        raise RunCutShort(cut, reason, interrupted=interrupted)
+        raise RunCutShort(cut, reason, interrupted=stopped_s is not None)
     return row
+
+
+def _until_over(generators: Generators, watch: Watch, tell: Progress) -> float | None:
+    """Wait for the generators, which Ctrl-C stops: when it did, in seconds after the start; None: it did not."""
+    stopped_s: float | None = None
+    while generators.running:
+        try:
+            time.sleep(TICK_SECONDS)
+            watch.read()
+            tell(_progress(generators))
+        except KeyboardInterrupt:
+            if stopped_s is not None:
+                raise
+            stopped_s = generators.elapsed_s
+            tell("stopping: what is under way is waited for; Ctrl-C again gives it up")
+            generators.stop()
+    return stopped_s
+
+
+def _failure(ends: Sequence[Ended]) -> str:
+    """Why generators ended before their time; empty: none did."""
+    for each in ends:
+        if each.end == "broken":
+            return each.error
+        if each.end == "gone":
+            return f"the target went away: {each.error}"
+    return ""
 
 
 def _progress(generators: Generators) -> str:
@@ -177,33 +222,18 @@ def _progress(generators: Generators) -> str:
     return f"{ended:,} of {outcomes.size:,} requests have ended, {ended - good:,} of them without a good answer"
 
 
-def _row(setup: Setup, load: Load, generators: Generators, usage: Usage, params: dict[str, Any]) -> Row:
-    records = generators.records
-    last = max((int(each.due[each.outcome >= 0].max(initial=0)) for each in records), default=0)
-    reached = (last - generators.start_ns) / 1e9
-    # What was asked for, or as far as it came; a replay may be over sooner.
-    seconds = params["seconds"] if reached > 0.9 * (setup.warmup_s + params["seconds"]) else reached - setup.warmup_s
-    happened = Happened.of(records, generators.start_ns, setup.warmup_s, max(seconds, 1e-3))
-    if load.outstanding:  # the room that was left over was never meant to be sent
-        happened = _without_unsent(happened)
-    found = figures(happened)
-    return {
-        "name": setup.name,
-        "params": params,
-        **found,
-        "cpu_ms_per_request": _cpu_per_request(usage, happened),
-        "server": asdict(usage),
-    }
+def _cpu_per_request(usage: Usage, happened: Happened, start_s: float, over_s: float) -> float | None:
+    """The server's CPU time for each request of the window, however it ended; None: it is not known for all of it.
 
-
-def _without_unsent(happened: Happened) -> Happened:
-    fields = {name: getattr(happened, name) for name in Happened.__slots__}
-    return Happened(**{**fields, "unsent": 0})
-
-
-def _cpu_per_request(usage: Usage, happened: Happened) -> float | None:
-    """The server's CPU time for each request of the window, however it ended."""
-    used = usage.cpu_between(happened.warmup_s, happened.warmup_s + happened.seconds)
+    Args:
+        usage: of the server.
+        happened: to the requests.
+        start_s: of the run, by time.monotonic.
+        over_s: when the last request had ended, seconds after the start. That may be before the window's end, for which
+            nobody reads on.
+    """
+    end_s = min(happened.warmup_s + happened.seconds, over_s)
+    used = usage.cpu_between(start_s + happened.warmup_s, start_s + end_s)
     if used is None or not happened.outcome.size:
         return None
     return round(1000 * used / happened.outcome.size, 4)

@@ -72,7 +72,7 @@ class Capacity:
 
     Attributes:
         budget_ms: for the p99.
-        precision: the answer is at most this share below a rate that failed.
+        precision: the answer is at most this share below a rate that failed; from arguments.LEAST_PRECISION.
         rows: of every run so far, in their order; it is filled while the search runs, so that an interrupted one has
             what it has.
         rate: the answer; None: not known.

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -168,7 +169,7 @@ def _write(
         "reference": {name: work.about["recipe"][name] for name in ("name", "items", "users", "trees", "seed")}
         | {"request_split_share": work.about["request_split_share"]},
         "bundle": bundle_summary(bundle.manifest),
-        "baseline_index": index.choice.__getstate__(),
+        "baseline_index": asdict(index.choice),
         "candidates": index.choice.k,
         "count": plan.scenario.requests[0].count,
         "turns": turns(measured),

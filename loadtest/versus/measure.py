@@ -183,8 +183,8 @@ def _summary(plan: Plan, measured: Measured, name: str, rates: Mapping[str, Sequ
         **{figure: value for figure, value in percentiles(latencies).items() if figure in ("p50_ms", "p99_ms")},
         "runs": latencies.total_count,
         "requests_per_s": round(float(np.median(rates[name])), 2),
-        "cpu_ms_per_request": round(_cpu_ms(saturated), 4),
-        "light_cpu_ms_per_request": round(_cpu_ms(light), 4),
+        "cpu_ms_per_request": _cpu_ms(saturated),
+        "light_cpu_ms_per_request": _cpu_ms(light),
         "memory_mib": max(row["server"]["pss_mib"][-1] for row in light),
         "ok_share": min(row["ok_share"] for row in (*saturated, *light)),
         "recall": round(recall, 4),
@@ -201,8 +201,16 @@ def _together(rows: Sequence[Row]) -> HdrHistogram:
     return first
 
 
-def _cpu_ms(rows: Sequence[Row]) -> float:
-    return float(np.median([row["cpu_ms_per_request"] for row in rows]))
+def _cpu_ms(rows: Sequence[Row]) -> float | None:
+    """The median of the turns that know it; None: there is none."""
+    known = [row["cpu_ms_per_request"] for row in rows if row["cpu_ms_per_request"] is not None]
+    return round(float(np.median(known)), 4) if known else None
+
+
+def _cpu_ratio(ours: float | None, others: Sequence[float | None]) -> float | None:
+    """The least of the others by ours; None where one is not known."""
+    known = [each for each in others if each is not None]
+    return round(min(known) / ours, 2) if ours and len(known) == len(others) else None
 
 
 def _ratios(measured: Measured, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -211,11 +219,12 @@ def _ratios(measured: Measured, rates: Mapping[str, Sequence[float]]) -> dict[st
     by_round = {name: ours / np.array(values) for name, values in rates.items() if name != OWN}
     to_better = np.minimum.reduce(list(by_round.values()))
     cpu = {name: _cpu_ms(rows[: measured.rounds]) for name, rows in measured.saturated.items()}
+    own_cpu = cpu.pop(OWN)
     return {
         "ratio_to": {name: round(float(np.median(ratios)), 2) for name, ratios in by_round.items()},
         "ratio_to_better": round(float(np.median(to_better)), 2),
         "ratio_range": [round(float(to_better.min()), 2), round(float(to_better.max()), 2)],
-        "cpu_ratio_to_better": round(min(cpu[name] for name in by_round) / cpu[OWN], 2),
+        "cpu_ratio_to_better": _cpu_ratio(own_cpu, [*cpu.values()]),
     }
 
 

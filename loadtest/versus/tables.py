@@ -40,20 +40,22 @@ def verdict(own: Mapping[str, Any]) -> str:
         own: the row of recserve.
     """
     low, high = own["ratio_range"]
+    by_cpu = own["cpu_ratio_to_better"]
     return (
         f"{own['ratio_to_better']:.1f} times the answers of the better baseline ({low:.1f} to {high:.1f} over the "
-        f"rounds), {own['cpu_ratio_to_better']:.1f} times by CPU time a request"
+        f"rounds), {'unknown' if by_cpu is None else f'{by_cpu:.1f} times'} by CPU time a request"
     )
 
 
 def _line(row: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
     ratio = own.get("ratio_to", {}).get(row["name"])
+    cpu, own_cpu = row["cpu_ms_per_request"], own["cpu_ms_per_request"]
     return (
         row["name"],
         f"{row['requests_per_s']:,.1f}",
         "-" if ratio is None else f"{ratio:.1f}",
-        milliseconds(row["cpu_ms_per_request"]),
-        "-" if ratio is None else f"{row['cpu_ms_per_request'] / own['cpu_ms_per_request']:.1f}",
+        milliseconds(cpu),
+        "-" if ratio is None or not cpu or not own_cpu else f"{cpu / own_cpu:.1f}",
         *(milliseconds(row[name]) for name in ("p50_ms", "p99_ms")),
         f"{row['memory_mib']:,.0f}",
         f"{row['recall']:.3f}",

@@ -53,6 +53,12 @@ def messages_of(scenario: Scenario, sources: Sources, count: int, seed: int) -> 
     return [(int(kind), makers[kind](user)) for kind, user in zip(kinds, users, strict=True)]
 
 
+def turned(messages: Sequence[tuple[int, Message]], places: int) -> Sequence[tuple[int, Message]]:
+    """The same messages from another one on: what a run has asked already, the next one asks last."""
+    first = places % len(messages)
+    return [*messages[first:], *messages[:first]]
+
+
 def serialise(
     scenario: Scenario, messages: Sequence[tuple[int, Message]], count: int, *, authority: str, deadlines: bool = True
 ) -> Requests:

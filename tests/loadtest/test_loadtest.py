@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from recserve.loadtest.cli import main
 from recserve.loadtest.clusters import clustered_vectors
 from recserve.loadtest.kernels import measure_kernels
-from recserve.loadtest.results import Measurement, document, time_call
+from recserve.loadtest.results import Measurement, check_writable, document, replace_text, time_call
 
 
 def test_vectors_are_seeded_clustered_and_of_length_one() -> None:
@@ -46,6 +47,39 @@ def test_a_document_names_machine_commit_and_versions() -> None:
     assert host["memory_gib"] > 0
     assert isinstance(versions, dict)
     assert versions["numpy"] == np.__version__
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, link = tmp_path / "results.json", tmp_path / "latest.json"
+    file.write_text("of yesterday")
+    link.symlink_to(file)
+
+    def interrupted(path: Path, text: str, _: str) -> None:
+        path.write_bytes(text[:3].encode())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            replace_text(file, "of today")
+    assert file.read_text() == "of yesterday"
+    replace_text(link, "of today")
+    assert file.read_text() == "of today"
+    assert sorted(tmp_path.iterdir()) == [link, file]
+    assert link.is_symlink()
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_writable(pipe)
+        replace_text(pipe, "of today")
+        assert os.read(reader, 100) == b"of today"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_every_kernel_is_measured() -> None:
@@ -97,6 +131,8 @@ sys.exit(main(["run"]))
         (("retrieval", "--items", "-5"), "a whole number from 1, found '-5'"),
         (("retrieval", "--seed", "-1"), "a whole number from 0, found '-1'"),
         (("forest", "--seed", "-1"), "a whole number from 0, found '-1'"),
+        (("forest", "--seconds", "nan"), "a number above 0, found 'nan'"),
+        (("retrieval", "--recall", "1.5"), "a share above 0 and at most 1, found '1.5'"),
     ],
 )
 def test_kernels_say_what_they_cannot_measure(

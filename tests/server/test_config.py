@@ -326,7 +326,7 @@ def test_a_name_with_a_line_break_stays_on_its_line(toml_file: TomlFile) -> None
     flag = Assignment.from_text(("placements", "b\n", "mmr_weight"), "2", "flag --set placements.b\n.mmr_weight")
     with pytest.raises(ConfigError) as caught:
         load_settings(file=file, environment=BUNDLE, flags=[flag])
-    rule = "allowed is a name of letters, digits, `_` and `-`, at most 64"
+    rule = "allowed is a name: a letter, digit or `_`, then at most 63 letters, digits, `_` or `-`"
     said = r"placements.b\n{} (flag --set placements.b\n.mmr_weight): found {}"
     assert str(caught.value).splitlines() == [
         "3 errors in the configuration:",

@@ -32,6 +32,8 @@ class Handler(BaseHTTPRequestHandler):
         answer = json.dumps({"path": self.path, "items": items}).encode()
         self.send_response(asked.get("status", 200))
         self.send_header("Content-Length", str(len(answer)))
+        if asked.get("close"):
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(answer)
 
@@ -52,24 +54,22 @@ def fixture_port() -> Iterator[int]:
 
 
 def recorded(size: int, due_ms: list[float] | None = None) -> Record:
-    record = Record.within(bytearray(Record.size_of(size, 10)), size, 10)
-    record.outcome[:] = UNSENT
+    record = Record.new(size, 10)
     record.due[:] = time.monotonic_ns() + (1e6 * np.array(due_ms)).astype(np.int64) if due_ms is not None else 0
     return record
 
 
-def calls(bodies: list[dict], record: Record) -> HttpCalls:
-    return HttpCalls(Requests.of([KIND], [(0, json.dumps(each).encode()) for each in bodies], len(bodies)), record)
-
-
-def sockets(port: int, count: int) -> list[int]:
-    return [socket.create_connection(("127.0.0.1", port)).detach() for _ in range(count)]
+def run(port: int, bodies: list[dict], record: Record, *, connections: int = 1, **options: int) -> tuple[str, str]:
+    requests = Requests.of([KIND], [(0, json.dumps(each).encode()) for each in bodies], len(bodies))
+    address = "127.0.0.1", port
+    sockets = [socket.create_connection(address).detach() for _ in range(connections)]
+    return HttpCalls(requests, record, address).run(sockets, **options)
 
 
 def test_statuses_have_grpcs_names_and_few_items_are_noticed(port: int) -> None:
     bodies = [{}, {"items": 1}, {"status": 429}, {"status": 503}, {"status": 418}]
     record = recorded(5, [0, 1, 2, 3, 4])
-    assert calls(bodies, record).run(sockets(port, 2)) == ("done", "")
+    assert run(port, bodies, record, connections=2) == ("done", "")
     found = [OUTCOMES[each] for each in record.outcome]
     assert found == ["OK", "too few items", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN"]
     assert record.items.tolist() == [2, 1, 2, 2, 2]
@@ -78,7 +78,7 @@ def test_statuses_have_grpcs_names_and_few_items_are_noticed(port: int) -> None:
 
 def test_requests_leave_when_they_are_due_and_wait_for_a_connection(port: int) -> None:
     record = recorded(3, [100, 130, 300])
-    assert calls([{"delay_s": 0.08}, {}, {}], record).run(sockets(port, 1)) == ("done", "")
+    assert run(port, [{"delay_s": 0.08}, {}, {}], record) == ("done", "")
     sent_ms = (record.sent - record.due) / 1e6
     assert (sent_ms >= 0).all()
     assert sent_ms[1] > 40  # behind the first, which took the only connection for 80 ms
@@ -89,7 +89,7 @@ def test_requests_leave_when_they_are_due_and_wait_for_a_connection(port: int) -
 def test_a_closed_loop_keeps_requests_under_way_until_its_end(port: int) -> None:
     record = recorded(1000)
     end = time.monotonic_ns() + 300_000_000
-    assert calls([{"delay_s": 0.02}] * 1000, record).run(sockets(port, 4), outstanding=3, end_ns=end) == ("done", "")
+    assert run(port, [{"delay_s": 0.02}] * 1000, record, connections=4, outstanding=3, end_ns=end) == ("done", "")
     answered = int((record.outcome == OK).sum())
     assert 10 < answered <= 48  # three at a time, 20 ms each, for 300 ms
     assert (record.outcome[answered:] == UNSENT).all()
@@ -98,15 +98,21 @@ def test_a_closed_loop_keeps_requests_under_way_until_its_end(port: int) -> None
 
 def test_a_lost_connection_ends_the_run(port: int) -> None:
     record = recorded(3, [0, 5, 10])
-    end, error = calls([{}, {"hang_up": True}, {}], record).run(sockets(port, 1))
+    end, error = run(port, [{}, {"hang_up": True}, {}], record)
     assert end == "gone"
     assert "RemoteDisconnected" in error
     assert [OUTCOMES[each] for each in record.outcome[:2]] == ["OK", "connection lost"]
     assert record.outcome[2] == UNSENT
 
 
+def test_a_connection_that_the_service_closes_is_made_again(port: int) -> None:
+    record = recorded(4, [0, 5, 10, 15])
+    assert run(port, [{"close": True}, {"close": True}, {}, {}], record) == ("done", "")
+    assert [OUTCOMES[each] for each in record.outcome] == ["OK"] * 4
+
+
 def test_a_stop_leaves_the_rest_unsent(port: int) -> None:
     record = recorded(2, [0, 60_000])
     threading.Timer(0.2, lambda: record.stop.__setitem__(0, 1)).start()
-    assert calls([{}, {}], record).run(sockets(port, 1)) == ("stopped", "")
+    assert run(port, [{}, {}], record) == ("stopped", "")
     assert record.outcome.tolist() == [OK, UNSENT]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recserve.loadtest.generator.pacing import ScheduleError, arrivals, read_recording
+from recserve.loadtest.generator.pacing import ScheduleError, arrivals, read_recording, replay_seconds
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,17 @@ def test_a_recording_is_read(tmp_path: Path) -> None:
         read_recording(path)
     with pytest.raises(ScheduleError, match="cannot be read"):
         read_recording(tmp_path / "absent.txt")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "rate", "seconds"),
+    [
+        ((7.0, 8.0, 9.0), 0, 3),
+        ((7.0, 8.0, 9.0), 0.5, 6),
+        ((1.0, 1.0), 0, np.inf),
+        ((1.0,), 0, np.inf),
+        ((1.0,), 2, 0.5),
+    ],
+)
+def test_how_long_a_replay_takes(recorded: tuple[float, ...], rate: float, seconds: float) -> None:
+    assert replay_seconds(recorded, rate) == seconds

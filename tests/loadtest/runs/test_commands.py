@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import json
 import os
@@ -100,6 +102,38 @@ def test_sweep_and_saturate(content_of: Callable[..., dict[str, Any]], tmp_path:
     assert row["requests_per_s"] > 10
 
 
+@pytest.mark.parametrize(
+    ("command", "sizes"),
+    [(("run", "--rate", 20, "--repeat", 3), (20, 20, 20)), (("sweep", "--rates", 10, 20), (10, 20))],
+    ids=str,
+)
+def test_a_run_asks_what_none_before_it_has_asked(
+    command: tuple[object, ...],
+    sizes: tuple[int, ...],
+    grpc_server: Callable[..., tuple[int, grpc.Server]],
+    answer_of: Callable[..., bytes],
+    tmp_path: Path,
+) -> None:
+    asked: list[bytes] = []
+
+    def recommend(request: bytes, _: grpc.ServicerContext) -> bytes:
+        asked.append(request)
+        return answer_of(20)
+
+    scenario = tmp_path / "constant.toml"
+    scenario.write_text(
+        '[users]\nunknown_share = 1\n[arrivals]\npattern = "constant"\n[[requests]]\ndeadline_ms = 60_000\n'
+    )
+    target = ("--target", f"127.0.0.1:{grpc_server(recommend)[0]}", "--scenario", scenario, "--no-report")
+    out = tmp_path / "out.json"
+    budget = ("--budget-ms", 60_000) if command[0] == "sweep" else ()
+    assert load(*command, *target, *budget, "--seconds", 0.75, "--warmup", 0.25, "--out", out) == 0
+    assert [row["generator"]["requests"] for row in json.loads(out.read_text("utf-8"))["results"]] == list(sizes)
+    probed, *sent = asked
+    assert len(sent) == len(set(sent)) == sum(sizes)
+    assert probed in sent[: sizes[0]]
+
+
 @pytest.mark.slow
 def test_capacity_and_soak(content_of: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     search = ("--budget-ms", 3000, "--start", 20, "--most", 40, "--confirm-seconds", 0.7)
@@ -184,6 +218,7 @@ def test_ctrl_c_keeps_what_was_measured(
     content = json.loads(out.read_text("utf-8"))
     (row,) = content["results"]
     assert row["runs"] > 5
+    assert row["offered_per_s"] < 100, "what was due after Ctrl-C was not offered"
     assert not row["valid"]
     assert content["cut_short"] == "interrupted"
     assert "Cut short: interrupted" in out.with_suffix(".html").read_text("utf-8")
@@ -340,6 +375,36 @@ def test_what_is_there_is_kept_until_there_is_something_new(tmp_path: Path) -> N
     assert out.read_text() == "of yesterday"
 
 
+class Full(io.StringIO):
+    """A standard output like /dev/full, or like a pipe whose reader has gone."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_was_measured_outlives_who_no_longer_reads_it(
+    grpc_server: Callable[..., tuple[int, grpc.Server]],
+    answer_of: Callable[..., bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    port, _ = grpc_server(lambda _, __: answer_of(20))
+    target = ("--target", f"127.0.0.1:{port}", "--scenario", "strangers", "--warmup", 0, "--seconds", 0.5)
+    run, kernels, ratios = (tmp_path / f"{name}.json" for name in ("run", "kernels", "ratios"))
+    commands: dict[Path, tuple[object, ...]] = {
+        run: ("run", *target, "--rate", 20, "--repeat", 2),
+        kernels: ("kernels", "basics", "--items", 500, "--runs", 1),
+        ratios: ("compare", run, run),
+    }
+    monkeypatch.setattr(sys, "stdout", Full())
+    for out, command in commands.items():
+        assert load(*command, "--out", out) == 1
+        assert "No space left on device" in capsys.readouterr().err
+        assert json.loads(out.read_text("utf-8"))
+    assert "<svg" in run.with_suffix(".html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -383,6 +448,12 @@ def test_a_precision_is_a_share(precision: str, capsys: pytest.CaptureFixture[st
     assert f"expected a share above 0 and below 1, found '{precision}'" in capsys.readouterr().err
 
 
+def test_a_precision_is_not_finer_than_rates_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["capacity", "--precision", "0.0009"])
+    assert "expected a share from 0.001, as rates have four digits, found '0.0009'" in capsys.readouterr().err
+
+
 @pytest.fixture(name="replay")
 def fixture_replay(tmp_path: Path) -> Callable[[str], Path]:
     """Writes a recording and the scenario that replays it; gives the scenario."""
@@ -416,6 +487,7 @@ def test_a_recording_is_replayed_as_recorded(
     assert [late - early for early, late in itertools.pairwise(at[1:])] == pytest.approx([0.1, 1.1, 0.05], abs=0.09)
     (row,) = json.loads(out.read_text("utf-8"))["results"]
     assert row["params"]["rate"] == 2.4
+    assert row["offered_per_s"] == 2.4, "over the 1.25 s that it took, and one more gap"
     assert "At 2.4 requests a second" in out.with_suffix(".html").read_text("utf-8")
 
 

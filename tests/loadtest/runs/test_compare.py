@@ -135,10 +135,21 @@ def test_the_exit_status(b: list[float], status: int, tmp_path: Path, capsys: py
         path.write_text(json.dumps(content))
     out = tmp_path / "ratios.json"
     assert main(["compare", *map(str, paths), "--out", str(out)]) == status
-    assert len(json.loads(out.read_text())) == 1
+    (ratio,) = json.loads(out.read_text())
+    assert list(ratio) == ["name", "params", "figure", "a", "b", "ratio", "low", "high", "verdict"]
+    assert (ratio["figure"], ratio["verdict"] == "worse") == ("p99_ms", status == 3)
     printed = capsys.readouterr().out
     assert ("need repeated runs" in printed) == (len(b) == 1)
     assert ("worse:" in printed) == (status == 3)
+
+
+def test_ratios_that_cannot_be_written_are_told_before_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "a.json", "b.json", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "cannot be written: Is a directory" in printed.err
+    assert printed.out == ""
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"results": 3}', "{}"])

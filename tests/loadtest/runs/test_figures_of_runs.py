@@ -79,6 +79,13 @@ def test_the_warm_up_does_not_count() -> None:
     assert found["requests_per_s"] == 100
 
 
+def test_what_was_due_after_the_window_does_not_count() -> None:
+    record = recorded([1.0] * 100)
+    record.outcome[52:] = UNSENT
+    found = of(record, warmup_s=0.1, seconds=0.4)
+    assert (found["runs"], found["offered_per_s"], found["problems"]) == (40, 100, [])
+
+
 def test_several_records_are_one_run() -> None:
     found = of(recorded([1.0] * 100), recorded([3.0] * 100))
     assert found["runs"] == 200
@@ -142,6 +149,18 @@ def test_stage_times_are_sampled_from_good_answers() -> None:
     assert found["stages"]["total"]["p50_ms"] == 4
     assert found["stages"]["other"] == found["stages"]["rank"], "what no stage accounts for: the other half"
     assert found["degraded"] == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "windows"), [(0.5, 1), (1, 1), (2.4, 2), (2.5, 2), (3, 3), (59.9, 59), (60, 60), (61, 60), (130, 60)]
+)
+def test_windows_of_a_timeline_are_of_equal_length(seconds: float, windows: int) -> None:
+    """A request every 10 ms: every bar of the chart stands for 100 a second."""
+    found = of(recorded([1.0] * round(100 * seconds)), seconds=seconds)["timeline"]
+    assert len(found["ok"]) == windows
+    assert windows * found["step_s"] == pytest.approx(seconds)
+    assert [requests / found["step_s"] for requests in found["ok"]] == pytest.approx([100] * windows, rel=0.011)
+    assert sum(found["ok"]) == round(100 * seconds)
 
 
 def test_a_curve_comes_ever_closer_to_100() -> None:

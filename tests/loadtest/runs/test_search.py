@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from recserve.loadtest.arguments import LEAST_PRECISION
 from recserve.loadtest.generator.pacing import ScheduleError
 from recserve.loadtest.runs.errors import ResultError
 from recserve.loadtest.runs.search import Capacity, holds_budget, knee, past_knee, rising_rates, sweep
@@ -48,6 +49,16 @@ def test_capacity_is_found_from_wherever_the_search_starts(capacity: float, star
     assert not found.at_least
     assert len(found.rows) < 30
     assert found.rows[-1]["holds"]
+
+
+@pytest.mark.parametrize("capacity", [1250.3, 1251.25, 12_495.0, 12_505.0])
+@pytest.mark.parametrize("start", [50.0, 1000.7])
+def test_the_finest_precision_comes_to_an_end(capacity: float, start: float) -> None:
+    found = Capacity(BUDGET, LEAST_PRECISION)
+    found.search(target(capacity), target(0.99 * capacity), start, 100_000)
+    assert found.rate is not None
+    assert 0.988 * 0.8 * capacity <= found.rate <= 0.99 * 0.8 * capacity
+    assert len(found.rows) < 50
 
 
 def test_no_rate_above_the_most_is_tried() -> None:

@@ -92,6 +92,22 @@ def test_ratios_are_by_the_better_baseline_of_each_round(plan: Plan, measured: M
     assert "50.0 times the answers of the better baseline (32.0 to 60.0" in verdict(own)
 
 
+def test_cpu_time_that_is_not_known_is_left_out(plan: Plan, measured: Measured) -> None:
+    measured.saturated["fastapi"][0]["cpu_ms_per_request"] = None
+    rows = summaries(plan, measured, dict.fromkeys(SERVICES, 0.95))
+    assert [row["cpu_ms_per_request"] for row in rows] == [1.1111, 50, 70]  # of 40 and 100
+    for row in measured.saturated["recserve"]:
+        row["cpu_ms_per_request"] = None
+    rows = summaries(plan, measured, dict.fromkeys(SERVICES, 0.95))
+    own = rows[0]
+    assert own["cpu_ms_per_request"] is own["cpu_ratio_to_better"] is None
+    assert verdict(own).endswith("unknown by CPU time a request")
+    content = {"results": rows, "candidates": 500, "count": 20, "reference": {"name": "x", "items": 1, "trees": 1}}
+    lines = "\n".join(markdown_table(next(all_grids(content))))
+    assert "| recserve | 900.0 | - | - | - |" in lines
+    assert "| grpc.aio | 20.0 | 50.0 | 50 | - |" in lines
+
+
 def test_latencies_of_all_rounds_count_together(plan: Plan, measured: Measured) -> None:
     own = summaries(plan, measured, dict.fromkeys(SERVICES, 0.95))[0]
     assert own["runs"] == 6
@@ -167,6 +183,7 @@ def test_services_take_turns(tiny_workload: Workload, tmp_path: Path, capsys: py
     assert others[0]["overlap"] == others[1]["overlap"]
     assert set(own["ratio_to"]) == set(SERVICES[1:])
     assert len(content["turns"]) == 2 * 2 * 3
+    assert content["baseline_index"]["factory"] == "Flat"
     assert "times the answers of the better baseline" in capsys.readouterr().out
 
 
