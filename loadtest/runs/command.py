@@ -81,7 +81,7 @@ def _sweep(session: Session) -> None:
     # Rising rates stay an iterator: most of them lie past the knee, and are never asked for.
     rates = sorted(options.rates) if options.rates else rising_rates(options.start, options.factor, options.most)
     session.more["budget_ms"] = options.budget_ms
-    for row in sweep(session.hold, rates, options.budget_ms, past=options.past):
+    for row in sweep(session.hold, rates, options.budget_ms, past=None if options.rates else options.past):
         session.rows.append(row)
         session.more["knee"] = knee(session.rows, options.budget_ms)
 
@@ -312,9 +312,9 @@ def add_commands(commands: Any) -> None:
     run.add_argument("--repeat", type=whole, default=1, help="runs, for `compare` (default %(default)s)")
 
     rates = _command(commands, "sweep", _sweep, "latency against offered rate, to the knee and past it", seconds=10.0)
-    rates.add_argument("--rates", type=positive, nargs="+", metavar="RATE", help="the rates; left out: rising ones")
+    rates.add_argument("--rates", type=positive, nargs="+", metavar="RATE", help="all of them; left out: rising ones")
     rates.add_argument("--factor", type=rising, default=1.5, help="from rate to rate (default %(default)s)")
-    rates.add_argument("--past", type=whole, default=2, help="rates past the knee (default %(default)s)")
+    rates.add_argument("--past", type=whole, default=2, help="rising rates past the knee (default %(default)s)")
 
     capacity = _command(commands, "capacity", _capacity, "the highest rate whose p99 holds a budget", seconds=5.0)
     capacity.add_argument("--confirm-seconds", type=positive, default=20.0, help="(default %(default)s)")

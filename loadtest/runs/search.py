@@ -37,8 +37,8 @@ def past_knee(row: Mapping[str, Any], budget_ms: float) -> bool:
     return behind or row["p99_ms"] is None or row["p99_ms"] > budget_ms
 
 
-def sweep(hold: Hold, rates: Iterable[float], budget_ms: float, *, past: int = 2) -> Iterator[Row]:
-    """A run at each rate, ascending, until so many lie past the knee."""
+def sweep(hold: Hold, rates: Iterable[float], budget_ms: float, *, past: int | None = 2) -> Iterator[Row]:
+    """A run at each rate, ascending, until so many in a row lie past the knee; None: at all of them."""
     beyond = 0
     for rate in rates:
         row = hold(rate, 1)

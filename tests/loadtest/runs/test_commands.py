@@ -102,6 +102,12 @@ def test_sweep_and_saturate(content_of: Callable[..., dict[str, Any]], tmp_path:
     assert row["requests_per_s"] > 10
 
 
+def test_rates_that_are_given_are_all_held(content_of: Callable[..., dict[str, Any]]) -> None:
+    sweep = content_of("sweep", "--rates", 20, 30, 40, "--past", 1, "--budget-ms", 0.001)
+    assert [row["params"]["rate"] for row in sweep["results"]] == [20, 30, 40]
+    assert sweep["knee"] is None
+
+
 @pytest.mark.parametrize(
     ("command", "sizes"),
     [(("run", "--rate", 20, "--repeat", 3), (20, 20, 20)), (("sweep", "--rates", 10, 20), (10, 20))],
