@@ -62,6 +62,7 @@ def select(
     vectors: NDArray[np.float32] | None = None,
     relevance_weight: float = 1.0,
     lowest_similarity: float = ...,
+    deadline: float = ...,
 ) -> tuple[NDArray[np.int64], bool]:
     """Choose a list of min(k, n) candidates, place by place.
 
@@ -78,7 +79,8 @@ def select(
         - among the first cap_window[c] places; those behind them are free;
         - in every run of cap_window[c] consecutive places, where cap_sliding[c] is set.
 
-    Releases the GIL; allocates only before.
+    Releases the GIL; allocates only before. Work grows with n * k, so it stops once nobody waits for it: the clock is
+    looked at before the first place, and then about every millisecond of work.
 
     Args:
         scores: float64 [n], finite.
@@ -92,6 +94,8 @@ def select(
         relevance_weight: MMR's lambda, 0 (diversity only) to 1 (relevance only).
         lowest_similarity: no inner product of two of the candidates' vectors is below it. The answer does not depend on
             it, but candidates that cannot be chosen then go unread; -inf, the default: nothing is known.
+        deadline: the moment from which on nobody waits for the list, in seconds of `time.monotonic`; infinity, the
+            default: there is none. It decides whether there is an answer, never which.
 
     Returns:
         (positions int64 [min(k, n)] among the candidates, in the order of the list; whether a place ignored the caps).
@@ -100,4 +104,5 @@ def select(
         TypeError: an array is of another dtype.
         ValueError: shapes do not agree, an array is not contiguous, a row is outside `vectors`, a score is not finite,
             or a parameter is out of range.
+        TimeoutError: the deadline passed before the list was full.
     """

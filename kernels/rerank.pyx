@@ -1,7 +1,7 @@
 """From margins to a final list: calibration, freshness, caps and diversity; see rerank.pyi for the public API.
 
     select ─ validate ─ order by score ─ scratch ─┐ nogil
-                                                  └ for each place
+                                                  └ for each place, until the deadline
                                                        take the best candidate that every cap admits, else the best
                                                        count it in the caps' windows
 
@@ -10,7 +10,13 @@ beginning is an upper bound of its value (the lazy evaluation of Minoux, 1978). 
 the best value so far is compared with the members that it has not seen; most candidates see the first alone. Where it
 is known how low similarities can be, the candidates whose scores are too low for any similarity see none: their vectors
 are not read.
+
+A list of thousands from thousands takes up to the square of that, so the choice looks at the clock each time that it
+has read READ_BETWEEN_LOOKS numbers, and gives up once the deadline has passed.
 """
+
+import math
+import time
 
 import numpy as np
 
@@ -18,6 +24,7 @@ from libc.float cimport DBL_EPSILON, DBL_MIN
 from libc.math cimport INFINITY, exp, exp2, isfinite
 from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memmove
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from recserve.kernels._arrays import check_array, check_rows
 from recserve.kernels.vectors import CPU_VARIANT
@@ -117,7 +124,7 @@ def freshness(scores, launch_us, now_us, boost, half_life_days):
 
 def select(
     scores, rows, k, cap_codes, cap_max, cap_window, cap_sliding, vectors=None, relevance_weight=1.0,
-    lowest_similarity=-np.inf,
+    lowest_similarity=-np.inf, deadline=np.inf,
 ):
     """Choose the final list; see rerank.pyi."""
     check_array("scores", scores, np.float64, (None,))
@@ -130,17 +137,22 @@ def select(
         raise ValueError(f"relevance_weight: expected 0 to 1, found {relevance_weight}")
     if np.isnan(lowest_similarity):
         raise ValueError("lowest_similarity: expected a number, found nan")
+    if math.isnan(deadline):
+        raise ValueError("deadline: expected a number, found nan")
     if vectors is not None:
         check_array("vectors", vectors, np.float32, (None, None))
         check_rows("rows", rows, len(vectors))
     k = min(int(k), len(scores))
+    seconds_left = deadline - time.monotonic()
+    if k > 0 and seconds_left <= 0:
+        raise TimeoutError(f"the deadline passed when 0 of {k} places were filled")
     order = best_first(scores, rows)
     if relevance_weight == 1:
         vectors = None  # similarity would be weighed by zero
     if vectors is None and len(cap_max) == 0:
         return order[:k].astype(np.int64), False
     caps = cap_codes, cap_max, cap_window, cap_sliding
-    return Listing(scores, rows, order, k, caps, vectors, relevance_weight, lowest_similarity).fill()
+    return Listing(scores, rows, order, k, caps, vectors, relevance_weight, lowest_similarity, seconds_left).fill()
 
 
 def best_first(scores, rows):
@@ -183,11 +195,22 @@ def check_caps(n, cap_codes, cap_max, cap_window, cap_sliding):
 
 cdef enum:
     TOGETHER = 16  # candidates that are compared with the list's first member at a time: their vectors are fetched ahead
+    READ_BETWEEN_LOOKS = 1 << 20  # of vectors and caps: about a millisecond, in which a look at the clock is nothing
+
+
+cdef inline double steady_seconds() noexcept nogil:
+    """Seconds of a clock that runs as time.monotonic does but may begin elsewhere, as on macOS."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double>now.tv_sec + 1e-9 * <double>now.tv_nsec
 
 
 cdef class Listing:
     """A list while it is filled, and the candidates that are left."""
 
+    cdef double deadline                 # by `steady_seconds`
+    cdef Py_ssize_t read                 # numbers since the last look at the clock, roughly
+    cdef bint late                       # whether the deadline had passed when it was looked at last
     cdef const double[::1] scores
     cdef const int64_t[::1] rows
     cdef int64_t[::1] remaining          # candidates not yet chosen, by score descending and row ascending
@@ -210,7 +233,8 @@ cdef class Listing:
     cdef float[::1] padded               # scratch: a vector, zero-padded as dot.h demands
     cdef float[::1] products             # scratch: its inner products
 
-    def __cinit__(self, scores, rows, order, k, caps, vectors, double weight, double lowest_known):
+    def __cinit__(self, scores, rows, order, k, caps, vectors, double weight, double lowest_known, double seconds_left):
+        self.deadline, self.read, self.late = steady_seconds() + seconds_left, 0, False
         self.scores, self.rows, self.weight = scores, rows, weight
         self.remaining, self.left = order.astype(np.int64), len(order)
         self.chosen = np.empty(k, np.int64)
@@ -228,23 +252,35 @@ cdef class Listing:
 
     def fill(self):
         """Choose every place; return the candidates in the order of the list, and whether caps were relaxed."""
-        cdef Py_ssize_t place, best
+        cdef Py_ssize_t place = 0, best
         cdef bint relaxed = False
         with nogil:
             for place in range(self.chosen.shape[0]):
                 best = self.best(place, True)
-                if best < 0:
+                if best < 0 and not self.late:
                     relaxed = True
                     best = self.best(place, False)
+                self.read += self.left * (1 + 3 * self.cap_max.shape[0])  # to admit, to count in and to count out
+                if self.given_up():
+                    break
                 self.take(best, place)
                 if self.left > 0:
                     self.count(place)
                     if place == 0 and self.diverse:
                         self.bound()
+        if self.late:
+            raise TimeoutError(f"the deadline passed when {place} of {self.chosen.shape[0]} places were filled")
         return np.asarray(self.chosen), bool(relaxed)
 
+    cdef inline bint given_up(self) noexcept nogil:
+        """Whether the deadline has passed; looked at only after work beside which a look costs nothing."""
+        if self.read >= READ_BETWEEN_LOOKS and not self.late:
+            self.read = 0
+            self.late = steady_seconds() >= self.deadline
+        return self.late
+
     cdef Py_ssize_t best(self, Py_ssize_t place, bint capped) noexcept nogil:
-        """Index in `remaining` of the candidate for this place, -1 where the caps admit none.
+        """Index in `remaining` of the candidate for this place, -1 where the caps admit none; any once given up.
 
         Only a strictly higher value displaces an earlier candidate, so ties go by score, then by row.
         """
@@ -263,6 +299,8 @@ cdef class Listing:
                 continue
             if self.diverse:
                 self.catch_up(candidate, place)
+                if self.given_up():
+                    break
             if found < 0 or self.value(candidate) > highest:
                 found, highest = i, self.value(candidate)
         return found
@@ -326,6 +364,7 @@ cdef class Listing:
         """Compare remaining candidates with the list's first member, so that their bounds have something to start from."""
         cdef Py_ssize_t i, dim = self.vectors.shape[1]
         cdef int64_t candidate
+        self.read += (end - first) * dim
         for i in range(first, end):
             self.remaining_rows[i] = self.rows[self.remaining[i]]
         memcpy(&self.padded[0], &self.vectors[0, 0] + self.chosen_rows[0] * dim, dim * sizeof(float))
@@ -341,6 +380,7 @@ cdef class Listing:
         cdef Py_ssize_t i, first = self.seen[candidate], dim = self.vectors.shape[1]
         if first == members:
             return
+        self.read += (members - first) * dim
         memcpy(&self.padded[0], &self.vectors[0, 0] + self.rows[candidate] * dim, dim * sizeof(float))
         dot(&self.vectors[0, 0], dim, &self.chosen_rows[first], members - first, &self.padded[0], &self.products[0])
         for i in range(members - first):

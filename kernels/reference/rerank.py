@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,6 +78,7 @@ def select(
     vectors: NDArray[np.float32] | None = None,
     relevance_weight: float = 1.0,
     lowest_similarity: float = -np.inf,  # noqa: ARG001  spares work only
+    deadline: float = np.inf,
 ) -> tuple[NDArray[np.int64], bool]:
     """See `recserve.kernels.rerank.select`."""
 
@@ -96,6 +98,8 @@ def select(
     chosen: list[int] = []
     relaxed = False
     while len(chosen) < min(k, len(scores)):
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"the deadline passed when {len(chosen)} of {min(k, len(scores))} places were filled")
         remaining = [candidate for candidate in range(len(scores)) if candidate not in chosen]
         allowed = [candidate for candidate in remaining if admitted(candidate)]
         relaxed |= not allowed

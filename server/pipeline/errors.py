@@ -6,7 +6,7 @@ RecserveError
     ├── InvalidRequestError      the caller's fault: every bad field at once
     ├── UnknownItemsError        none of the items asked about is known
     ├── BundleLacksError         defined, but this bundle or build lacks it
-    ├── DeadlineExpiredError     the caller's deadline passed while queued or between stages
+    ├── DeadlineExpiredError     the caller's deadline passed while queued, between stages or in the choice of a list
     ├── CallerGoneError          the caller left while queued or between stages
     ├── OverloadedError          more load than the queue can serve in time
     └── NotReadyError            no bundle ready, or draining

@@ -7,6 +7,7 @@ treats every row by itself.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -350,13 +351,17 @@ class Pipeline:
     def _rerank(self, jobs: Sequence[_Job]) -> None:
         for job in jobs:
             if job.wanted("rerank"):
-                job.outcome = self._answer(job)
+                try:
+                    job.outcome = self._answer(job)
+                except TimeoutError:
+                    job.outcome = DeadlineExpiredError("rerank")
 
     def _answer(self, job: _Job) -> Result:
         """Freshness, then caps and diversity, then exactly as many as were asked for."""
         query, candidates = job.query, job.candidates
         scores = self._fresh_scores(job)
-        chosen, relaxed = self.choose(scores, candidates.rows, query.count, query.rerank)
+        deadline = math.inf if query.deadline is None else query.deadline
+        chosen, relaxed = self.choose(scores, candidates.rows, query.count, query.rerank, deadline=deadline)
         # `take` is several times as quick as an index into an array of two axes.
         rows, ranks = candidates.rows[chosen], candidates.ranks.take(chosen, axis=0)
         return Result(
@@ -379,7 +384,13 @@ class Pipeline:
         return freshen(job.scores, self.bundle.catalogue, job.candidates.rows, job.query.time_us, freshness)
 
     def choose(
-        self, scores: NDArray[np.float64], rows: Rows, count: int, options: RerankOptions
+        self,
+        scores: NDArray[np.float64],
+        rows: Rows,
+        count: int,
+        options: RerankOptions,
+        *,
+        deadline: float = math.inf,
     ) -> tuple[NDArray[np.int64], bool]:
         """Positions of the final list among the candidates, and whether caps had to be relaxed to fill it.
 
@@ -388,15 +399,20 @@ class Pipeline:
             rows: [n], the candidates.
             count: places to fill; fewer come back only where n is smaller.
             options: caps and diversity.
+            deadline: `time.monotonic()` seconds from which on nobody waits for it; infinity: none.
+
+        Raises:
+            TimeoutError: the deadline passed before every place was filled.
         """
         codes = np.empty((rows.size, len(options.caps)), np.int32)
         for column, cap in enumerate(options.caps):
             codes[:, column] = self._cap_codes(cap.attribute)[rows]
         selection = scores, rows, count, codes, *_cap_arrays(options.caps)
         if options.mmr_weight is None:
-            return self.engines.select(*selection)
+            return self.engines.select(*selection, deadline=deadline)
         space = self.bundle.spaces[options.diversity_space or self.similarity_spaces[0]]
-        return self.engines.select(*selection, space.vectors, options.mmr_weight, space.lowest_product)
+        diversity = space.vectors, options.mmr_weight, space.lowest_product
+        return self.engines.select(*selection, *diversity, deadline=deadline)
 
     def _cap_codes(self, attribute: str) -> NDArray[np.int32]:
         column = self.bundle.catalogue.columns[attribute]

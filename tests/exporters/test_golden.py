@@ -317,8 +317,8 @@ def test_other_expected_positions(opened: Opened, tamper: Any) -> None:
 
 
 def test_a_reranker_that_ignores_caps(complete_bundle: Path) -> None:
-    def select(scores: Any, rows: Any, k: int, codes: Any, cap_max: Any, *rest: Any) -> Any:
-        return rerank.select(scores, rows, k, codes, np.full_like(cap_max, k), *rest)
+    def select(scores: Any, rows: Any, k: int, codes: Any, cap_max: Any, *rest: Any, deadline: float) -> Any:
+        return rerank.select(scores, rows, k, codes, np.full_like(cap_max, k), *rest, deadline=deadline)
 
     bundle = open_bundle(complete_bundle)
     with pytest.raises(BundleGoldenError) as caught:

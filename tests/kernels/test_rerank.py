@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -54,6 +55,7 @@ def choose(
     weight: float = 1.0,
     rows: Sequence[int] | None = None,
     lowest: float = -math.inf,
+    deadline: float = math.inf,
 ) -> tuple[list[int], bool]:
     n = len(scores)
     positions, relaxed = select(
@@ -64,6 +66,7 @@ def choose(
         vectors,
         weight,
         lowest,
+        deadline,
     )
     assert positions.dtype == np.int64
     return positions.tolist(), relaxed
@@ -367,6 +370,64 @@ def test_what_cannot_be_chosen_is_not_read() -> None:
     assert choose(kernel.select, scores, 20, vectors=vectors, weight=0.5, lowest=-1.01) == expected
 
 
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+@pytest.mark.parametrize("caps", [(), (Cap([0, 0, 1], 1),)], ids=["no caps", "a cap"])
+@pytest.mark.parametrize("deadline", [-math.inf, 0.0, "now"])
+def test_after_the_deadline_no_place_is_filled(
+    rerank: ModuleType, caps: tuple[Cap, ...], weight: float, deadline: float | str
+) -> None:
+    moment = time.monotonic() if deadline == "now" else float(deadline)
+    vectors = np.eye(3, dtype=np.float32)
+    with pytest.raises(TimeoutError, match="when 0 of 2 places were filled"):
+        choose(rerank.select, [0.9, 0.8, 0.5], 2, *caps, vectors=vectors, weight=weight, deadline=moment)
+
+
+def test_an_empty_list_is_in_time(rerank: ModuleType) -> None:
+    assert choose(rerank.select, [0.5], 0, deadline=0.0) == ([], False)
+    assert choose(rerank.select, [], 5, deadline=0.0) == ([], False)
+
+
+@settings(deadline=None, max_examples=100)
+@given(cases(), st.sampled_from([0.3, 1.0]), st.floats(3600, 1e9) | st.just(math.inf))
+def test_a_deadline_that_is_met_changes_nothing(case: Case, weight: float, seconds: float) -> None:
+    vectors = np.random.default_rng(2).normal(size=(14, 5)).astype(np.float32)
+    arguments = {"vectors": vectors, "weight": weight}
+    expected = choose(kernel.select, case.scores, case.k, *case.caps, **arguments)
+    for select in (kernel.select, reference.select):
+        timed = choose(select, case.scores, case.k, *case.caps, **arguments, deadline=time.monotonic() + seconds)
+        assert timed == expected
+
+
+def test_looks_at_the_clock_do_not_disturb_a_long_list() -> None:
+    """With the formula for all candidates at once, over a dozen looks."""
+    random = np.random.default_rng(8)
+    vectors, scores = random.normal(size=(800, 40)).astype(np.float32), random.random(800)
+    rows, expected, highest = np.arange(800), [int(scores.argmax())], np.full(800, -np.inf)
+    while len(expected) < 800:
+        highest = np.maximum(highest, reference_vectors.dot_rows(vectors, vectors[expected[-1]], rows))
+        values = 0.5 * scores - 0.5 * highest
+        values[expected] = -np.inf
+        expected.append(int(values.argmax()))
+    found = choose(kernel.select, scores.tolist(), 800, vectors=vectors, weight=0.5, deadline=time.monotonic() + 3600)
+    assert found == (expected, False)
+
+
+def test_a_long_list_is_given_up_on_its_way() -> None:
+    """All of 5,000 takes a hundred times as long; how far it came tells more than a clock, which others' work moves."""
+    random = np.random.default_rng(9)
+    n = 5000
+    vectors = random.normal(size=(n, 64)).astype(np.float32)
+    codes = random.integers(0, 50, (n, 16)).astype(np.int32)
+    caps = np.full(16, 2, np.int32), np.full(16, 10, np.int32), np.ones(16, np.uint8)
+    for c, diversity in ((0, (vectors, 0.5)), (16, ()), (16, (vectors, 0.5))):
+        described = np.ascontiguousarray(codes[:, :c]), *(each[:c] for each in caps)
+        selection = random.random(n), np.arange(n), n, *described
+        with pytest.raises(TimeoutError, match=f"of {n} places") as error:
+            kernel.select(*selection, *diversity, deadline=time.monotonic() + 0.002)
+        filled = int(str(error.value).split()[4])
+        assert filled < n / 2
+
+
 def test_threads_do_not_disturb_one_another() -> None:
     random = np.random.default_rng(4)
     vectors = random.normal(size=(400, 16)).astype(np.float32)
@@ -394,6 +455,7 @@ REFUSED = {
     "weight above 1": ({"relevance_weight": 1.5}, ValueError, "relevance_weight"),
     "NaN weight": ({"relevance_weight": np.nan}, ValueError, "relevance_weight"),
     "NaN bound": ({"lowest_similarity": np.nan}, ValueError, "lowest_similarity"),
+    "NaN deadline": ({"deadline": np.nan}, ValueError, "deadline: expected a number, found nan"),
     "cap of 0": ({"cap_max": np.zeros(1, np.int32)}, ValueError, "cap_max: expected at least 1"),
     "negative window": ({"cap_window": np.full(1, -1, np.int32)}, ValueError, "cap_window"),
     "codes of other shape": ({"cap_codes": np.zeros((2, 2), np.int32)}, ValueError, "cap_codes: expected shape"),

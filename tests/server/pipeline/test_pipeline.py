@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from recserve.kernels.features import ColumnValues
 from recserve.server.bundle.reader import Bundle, open_bundle
@@ -282,6 +285,24 @@ def test_a_passed_deadline_stops_work_for_that_request_alone(pipeline: Pipeline,
     assert isinstance(first, DeadlineExpiredError)
     assert first.stage == "embed"
     assert isinstance(second, Result)
+
+
+def test_a_deadline_that_passes_in_the_choice_stops_it_for_that_request_alone(
+    pipeline: Pipeline, bundle: Bundle
+) -> None:
+    def select(*selection: object, deadline: float) -> tuple[NDArray[np.int64], bool]:
+        return pipeline.engines.select(*selection, deadline=deadline - 3600)  # an hour passes just now
+
+    slow = Pipeline(bundle, dataclasses.replace(pipeline.engines, select=select))
+    timed = query(bundle, deadline=time.monotonic() + 1800, rerank=RerankOptions(mmr_weight=0.5))
+    untimed = query(bundle, rerank=RerankOptions(mmr_weight=0.5))
+    first, second, third = slow.run([(each, stranger(bundle)) for each in (untimed, timed, untimed)])
+    assert isinstance(second, DeadlineExpiredError)
+    assert second.stage == "rerank"
+    expected = answer(pipeline, untimed, stranger(bundle)).rows.tolist()
+    for other in (first, third):
+        assert isinstance(other, Result)
+        assert other.rows.tolist() == expected
 
 
 def test_a_caller_who_has_left_costs_no_further_stage(pipeline: Pipeline, bundle: Bundle) -> None:

@@ -404,14 +404,14 @@ def test_what_failed_or_was_left_or_lacks_state_is_not_kept(over_grpc, pipeline,
     slow = threading.Event()
     entered = threading.Event()
 
-    def select(*arguments):
+    def select(*arguments, deadline):
         if broken.is_set():
             raise RuntimeError("a bug")
         if slow.is_set():
             entered.set()
             slow.clear()
             assert not left.wait(0.2)
-        return pipeline.engines.select(*arguments)
+        return pipeline.engines.select(*arguments, deadline=deadline)
 
     left = threading.Event()
     fragile = Pipeline(pipeline.bundle, dataclasses.replace(pipeline.engines, select=select))
@@ -446,11 +446,11 @@ def test_a_kept_answer_takes_no_place_in_the_queue(over_grpc, pipeline, make_sto
     store = make_store()
     stop, reached, go_on = threading.Event(), threading.Event(), threading.Event()
 
-    def select(*arguments):
+    def select(*arguments, deadline):
         if stop.is_set():
             reached.set()
             assert go_on.wait(20)
-        return pipeline.engines.select(*arguments)
+        return pipeline.engines.select(*arguments, deadline=deadline)
 
     gated = Pipeline(pipeline.bundle, dataclasses.replace(pipeline.engines, select=select))
 

@@ -718,12 +718,12 @@ def test_heavy_work_stops_when_its_callers_leave(serve, shop):
     reached, released = threading.Event(), threading.Event()
     calls = []
 
-    def select(scores, rows, count, *options):
+    def select(scores, rows, count, *options, deadline):
         calls.append(rows.size)
         if len(calls) == 2:  # the first of the heavy ones, in a batch with the others
             reached.set()
             assert released.wait(20)
-        return shop.pipeline.engines.select(scores, rows, count, *options)
+        return shop.pipeline.engines.select(scores, rows, count, *options, deadline=deadline)
 
     slow = Pipeline(shop.pipeline.bundle, dataclasses.replace(shop.pipeline.engines, select=select))
     gate = Gate(slow)
@@ -754,6 +754,39 @@ def test_heavy_work_stops_when_its_callers_leave(serve, shop):
     configured = settings(compute={"threads": 1, "max_batch": 32})
     serve(scenario, pipelines={"main": gate}, configured=configured)
     assert calls == [60, 200, 60]
+
+
+def test_heavy_work_stops_at_its_deadline(serve, shop):
+    """The deadline passes while a list is chosen: no item is, and the only thread is free for the next request."""
+    gave_up = []
+
+    def select(scores, rows, count, *options, deadline):
+        if rows.size < 200:
+            return shop.pipeline.engines.select(scores, rows, count, *options, deadline=deadline)
+        try:
+            return shop.pipeline.engines.select(scores, rows, count, *options, deadline=deadline - 3600)
+        except TimeoutError as error:
+            gave_up.append(str(error))
+            raise
+
+    slow = Pipeline(shop.pipeline.bundle, dataclasses.replace(shop.pipeline.engines, select=select))
+    heavy = pb.RankItemsRequest(
+        user_id="user-01",
+        item_ids=[f"item-{row:03d}" for row in range(200)],
+        rerank=pb.Rerank(mmr=pb.Mmr(relevance_weight=0.5)),
+        filter=pb.Filter(in_stock=False),
+    )
+
+    async def scenario(client):
+        first = await client.stub.Recommend(recommend())
+        error, details = await failure(client.stub.RankItems(heavy, timeout=30))
+        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "stage rerank" in error.details()
+        assert unpack(details, "ErrorInfo").reason == "DEADLINE_EXPIRED"
+        assert comparable(await client.stub.Recommend(recommend())) == comparable(first)
+
+    serve(scenario, pipelines={"main": slow}, configured=settings(compute={"threads": 1, "max_batch": 32}))
+    assert gave_up == ["the deadline passed when 0 of 200 places were filled"]
 
 
 def test_a_request_without_a_deadline_gets_the_configured_one(serve, shop):
