@@ -84,8 +84,8 @@ class ServerSettings(Section):
         default=10.0,
         ge=0,
         le=3600,
-        description="How long requests in flight may take to finish after SIGTERM, at least `default_deadline_ms`; "
-        "what takes longer is cut off, and the process ends about a second later.",
+        description="How long requests in flight may take to finish after SIGTERM, SIGINT or SIGHUP, at least "
+        "`default_deadline_ms`; what takes longer is cut off, and the process ends about a second later.",
         json_schema_extra=unit("s"),
     )
     reflection: bool = Field(

@@ -1,0 +1,23 @@
+"""Signals that end a server."""
+
+from __future__ import annotations
+
+import signal
+from typing import Final
+
+ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Being told to end, Ctrl-C, and a terminal that is closed or a connection that is lost."""
+
+
+def heeded() -> tuple[signal.Signals, ...]:
+    """Those that this process shall end by: where SIGHUP is ignored from the start, as after `nohup`, it stays so."""
+    hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(each for each in ENDING if not (each is signal.SIGHUP and hangup_ignored))
+
+
+def hurries(number: signal.Signals) -> bool:
+    """Whether it cuts short the draining of a server that was told to end before.
+
+    SIGHUP does not: a terminal that is closed sends it twice, once by its shell and once by the system.
+    """
+    return number is not signal.SIGHUP
