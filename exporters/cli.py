@@ -15,6 +15,7 @@ from rich.console import Console
 
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.extras import install_hint
+from recserve.server.bundle.tables import stdout_console, terminal_table
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 """What shells expect of a command that was ended by this signal."""
@@ -98,26 +99,26 @@ def _build(options: argparse.Namespace, console: Console) -> None:
 
     spec, users = read_spec(options.spec)
     report = export_all(spec, users, options.out, console=console)
-    Console().print(report.table())
+    stdout_console().print(report.table())
     console.print(f"wrote {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _inspect(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import inspect_artifact  # noqa: PLC0415
 
-    Console().print(inspect_artifact(options.path))
+    stdout_console().print(inspect_artifact(options.path))
 
 
 def _verify(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import verify_bundle  # noqa: PLC0415
 
-    Console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
+    stdout_console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
 
 
 def _diff(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import diff_bundles  # noqa: PLC0415
 
-    Console().print(diff_bundles(options.old, options.new))
+    stdout_console().print(diff_bundles(options.old, options.new))
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -150,7 +151,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
             spec,
             on_progress=lambda done, total: status.update(f"evaluating: {done:,} of {total:,} users"),
         )
-    Console().print(*evaluation_tables(evaluation), sep="\n\n")
+    stdout_console().print(*map(terminal_table, evaluation_tables(evaluation)), sep="\n")
     for note in evaluation_notes(evaluation):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if options.out:
