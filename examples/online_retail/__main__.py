@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from examples.online_retail.run import BUNDLE, run  # noqa: PLC0415  PyTorch is optional, and slow to import
     except ModuleNotFoundError as error:
-        console.print(f"{error}: {install_hint('cpu,export,torch')}", style="red", highlight=False)
+        hint = install_hint("cpu,export,torch")  # whose brackets are no markup, and which is copied from one line
+        console.print(f"{error}: {hint}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
     try:
         if options.replace and (options.out / BUNDLE / "manifest.json").exists():
