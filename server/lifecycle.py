@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import uvloop
 
+from recserve.server.address import joined
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import Settings
 from recserve.server.loading import Loaded, load
@@ -76,7 +77,7 @@ async def _live(settings: Settings, made_owner: Callable[[], Owner]) -> bool:
     store = EmbeddedStore.from_settings(settings.state)
     service = RecommenderService(registry, store, settings)
     server = RpcServer(service, settings.server)
-    address = _join(settings.server.host, await server.listen())
+    address = joined(settings.server.host, await server.listen())
     logger.info("listening on %s", address)
     if settings.server.clock is not None:
         logger.warning("%s", pinned_clock(settings.server.clock))
@@ -183,8 +184,4 @@ def _announcement(loaded: Loaded, address: str, clock: datetime.datetime | None)
 def _reachable(address: str) -> str:
     """An address that a client on this machine can connect to."""
     host, _, port = address.rpartition(":")
-    return _join({"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]")), int(port))
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return joined({"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]")), int(port))

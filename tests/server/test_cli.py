@@ -257,7 +257,7 @@ def test_no_server(recserve: Run) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
-    [(("--user", "\udcff"), "surrogates not allowed"), (("--user", "u", "--count", "9" * 20), "range")],
+    [(("--user", "\udcff"), "surrogates not allowed"), (("--user", "u", "--placement", "\udcff"), "surrogates")],
 )
 def test_a_value_that_no_message_can_hold(recserve: Run, arguments: tuple[str, ...], why: str) -> None:
     found = recserve("call", "recommend", *arguments)
@@ -281,6 +281,32 @@ def test_no_request_is_answered_in_no_time(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         parse("recommend", "--user", "u", "--timeout", "0")
     assert "within 0 seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["99999999999", "9" * 20, "9" * 5000, "-2147483648", "ten", "1.5"])
+def test_a_count_that_no_request_can_hold(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit):
+        parse("recommend", "--user", "u", f"--count={count}")
+    assert f"argument --count: {count!r} is not a whole number up to 2,147,483,647" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost", "127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1:", ":50051", "h:http", "h:٣", "http://127.0.0.1:50051"],
+)
+def test_what_is_no_address(capsys: pytest.CaptureFixture[str], address: str) -> None:
+    with pytest.raises(SystemExit):
+        parse("recommend", "--user", "u", "--address", address)
+    message = f"argument --address: {address!r} is not HOST:PORT, such as 127.0.0.1:50051"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "address"), [("localhost:1", "localhost:1"), ("[::1]:1", "[::1]:1"), ("::1:50051", "[::1]:50051")]
+)
+def test_addresses(text: str, address: str) -> None:
+    options = cli._parser().parse_args(["call", "recommend", "--user", "u", "--address", text])
+    assert options.address == address
 
 
 def test_the_default_address_is_where_a_server_listens_by_default() -> None:
