@@ -28,7 +28,7 @@ from recserve.server.loading import Loaded, load
 from recserve.server.pipeline.pipeline import Pipeline
 from recserve.server.rpc.app import RpcServer
 from recserve.server.rpc.servicer import RecommenderService
-from recserve.server.signals import heeded, hurries
+from recserve.server.signals import end_at_once, heeded, hurries
 from recserve.server.state.embedded import EmbeddedStore
 from recserve.server.text import announce, own_command, pinned_clock, printable
 from recserve.server.version import this_version
@@ -144,8 +144,7 @@ class _Terminal:
             self.stop.set_result(None)
         elif hurries(number):
             logger.warning("received %s again: stopping at once, requests in flight are cut off", number.name)
-            # Not sys.exit: a compute thread in the middle of a kernel would keep the interpreter waiting.
-            os._exit(128 + number)
+            end_at_once(number)
 
 
 def _in_thread(work: Callable[[], T]) -> tuple[asyncio.Future[T], threading.Thread]:

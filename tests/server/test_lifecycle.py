@@ -400,7 +400,16 @@ def test_after_nohup_a_closed_terminal_is_nothing(tiny_bundle: Make, workers: st
     assert "SIGHUP" not in log
 
 
-def test_a_second_signal_stops_at_once(start_server: Start, callers: ThreadPoolExecutor, tiny_bundle: Make) -> None:
+def test_a_second_signal_stops_at_once(
+    start_server: Start,
+    callers: ThreadPoolExecutor,
+    tiny_bundle: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", f"{temporary}")
     server = start_server("--bundle", f"{tiny_bundle()}", *SLOW)
     calls = calls_in_flight(callers, server.wait_until_ready(), 4)
     server.send(signal.SIGINT)
@@ -409,3 +418,4 @@ def test_a_second_signal_stops_at_once(start_server: Start, callers: ThreadPoolE
     assert server.wait() == 128 + signal.SIGTERM
     assert "received SIGTERM again: stopping at once" in server.log
     assert any(isinstance(call.exception(60), grpc.RpcError) for call in calls)
+    assert list(temporary.iterdir()) == []
