@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     AwareDatetime,
+    BeforeValidator,
     Field,
     ValidationInfo,
     field_validator,
@@ -42,7 +43,14 @@ def _refuse_nul(path: Path) -> Path:
     return path
 
 
-Directory = Annotated[Path, AfterValidator(_refuse_nul)]
+def _refuse_empty(path: object) -> object:
+    """It would be the directory in which the server starts, which nobody means by it."""
+    if path == "":
+        raise ValueError("is empty: name a directory")
+    return path
+
+
+Directory = Annotated[Path, BeforeValidator(_refuse_empty), AfterValidator(_refuse_nul)]
 
 
 class ServerSettings(Section):
