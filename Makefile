@@ -4,6 +4,9 @@ PYTHON ?= python3
 EXTRAS ?= dev
 # Where `run` and `serve-retail` listen if not where their configuration says, and how calls find them there.
 PORT ?=
+ifeq ($(PORT),0)
+$(error PORT=0 would be a port that nobody knows beforehand: name one, such as PORT=50052)
+endif
 LISTEN := $(if $(PORT), --port $(PORT))
 ELSEWHERE := $(if $(PORT), --address 127.0.0.1:$(PORT))
 DEMO ?= build/demo
@@ -32,7 +35,10 @@ install: $(EXTRAS_READY) ## Install the optional dependencies that EXTRAS names,
 
 run: $(RUN_READY) $(DEMO)/recserve.toml ## Serve the demo bundle on 127.0.0.1 and show one answer; port 50051, or PORT=…
 	@# The server says on standard output when it is ready; only then, and only if it is, there is an answer to show.
-	@$(BIN)/recserve serve --config $(DEMO)/recserve.toml$(LISTEN) | { read -r ready && echo "$$ready" && $(BIN)/recserve call recommend --user user-00042 --count 10 --hint title,price,category$(ELSEWHERE); cat; test -n "$$ready"; }
+	@# It takes the place of the shell, whom make would tell to end, so that it does not go on alone.
+	@said=$$(mktemp -u) && mkfifo "$$said" || exit; \
+	{ rm "$$said"; read -r ready && echo "$$ready" && $(BIN)/recserve call recommend --user user-00042 --count 10 --hint title,price,category$(ELSEWHERE); cat; } < "$$said" & \
+	exec $(BIN)/recserve serve --config $(DEMO)/recserve.toml$(LISTEN) > "$$said"
 
 demo: $(RUN_READY) $(DEMO)/recserve.toml ## Build the demo bundle if it is missing
 

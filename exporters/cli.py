@@ -7,35 +7,61 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from rich.console import Console
 
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.extras import install_hint
+from recserve.server.bundle.tables import stdout_console, terminal_table
 
-INTERRUPTED: Final = 128 + signal.SIGINT
-"""What shells expect of a command that was ended by this signal."""
+ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+"""Besides Ctrl-C: being told to end, and a terminal that is closed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the result is its exit status: 0, 1 where an error was printed, or 130 after Ctrl-C."""
+    """Run the command.
+
+    Returns:
+        Its exit status: 0, 1 where an error was printed, or what shells expect of a command that a signal has ended,
+        such as 130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
-        options.run(options, console)
+        with _interrupting():
+            options.run(options, console)
     except (RecserveError, OSError) as error:
         _print_error(console, str(error))
         return 1
     except ImportError as error:
         _print_error(console, f"{error}; exporting needs {install_hint('cpu,export')}")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _print_error(console, "interrupted; nothing is left of what was not complete")
-        return INTERRUPTED
+        number: int = interrupt.args[0] if interrupt.args else signal.SIGINT
+        return 128 + number
     return 0
+
+
+@contextmanager
+def _interrupting() -> Iterator[None]:
+    """What ends the command counts as Ctrl-C, so that what it began is removed; after `nohup`, SIGHUP is ignored."""
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    before = {each: signal.getsignal(each) for each in ENDING if signal.getsignal(each) is not signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _print_error(console: Console, message: str) -> None:
@@ -98,26 +124,26 @@ def _build(options: argparse.Namespace, console: Console) -> None:
 
     spec, users = read_spec(options.spec)
     report = export_all(spec, users, options.out, console=console)
-    Console().print(report.table())
+    stdout_console().print(report.table())
     console.print(f"wrote {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _inspect(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import inspect_artifact  # noqa: PLC0415
 
-    Console().print(inspect_artifact(options.path))
+    stdout_console().print(inspect_artifact(options.path))
 
 
 def _verify(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import verify_bundle  # noqa: PLC0415
 
-    Console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
+    stdout_console().print(verify_bundle(options.bundle, allow_native_code=options.allow_native_code))
 
 
 def _diff(options: argparse.Namespace, _console: Console) -> None:
     from recserve.exporters.inspect import diff_bundles  # noqa: PLC0415
 
-    Console().print(diff_bundles(options.old, options.new))
+    stdout_console().print(diff_bundles(options.old, options.new))
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -156,7 +182,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
         if options.report:
             _write(options.report, render_evaluation(evaluation))
     finally:  # the figures took minutes: whichever place fails, the others have them
-        Console().print(*evaluation_tables(evaluation), sep="\n\n")
+        stdout_console().print(*map(terminal_table, evaluation_tables(evaluation)), sep="\n")
     for note in evaluation_notes(evaluation):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 

@@ -133,14 +133,15 @@ def diff_bundles(old: Path, new: Path) -> RenderableType:
         BundleError: one of them cannot be opened.
     """
     a, b = open_bundle(old, verify=False), open_bundle(new, verify=False)
-    table = _table(f"{a.name} {a.version} → {b.name} {b.version}", "what", "before", "after")
+    table = _table(f"{a.name} {a.version} → {b.name} {b.version}", "what", "change")
     before, after = _facts(a), _facts(b)
     for what in dict.fromkeys((*before, *after)):
         if before.get(what) != after.get(what):
-            _add(table, what, before.get(what, "—"), after.get(what, "—"))
+            _add(table, what, f"{before.get(what, '—')} → {after.get(what, '—')}")
     for what, removed, added in _set_changes(a, b):
         if removed.count or added.count:
-            _add(table, what, removed.signed("-"), added.signed("+"))
+            # Below each other: there is room for names, which break only where they are longer than a line.
+            _add(table, what, "\n".join(filter(None, (removed.signed("-"), added.signed("+")))))
     return table if table.row_count else Text("the bundles do not differ but for the time of their making")
 
 

@@ -51,9 +51,9 @@ class ExportReport:
         size = human_bytes(sum(file.bytes for file in manifest.files.values()))
         title = f"{manifest.name} {manifest.version}: {manifest.catalogue.items:,} items, {size}"
         table = Table(title=Text(title), title_justify="left")
-        table.add_column("part")
-        table.add_column("checked against")
-        table.add_column("result", style="green")
+        table.add_column("part", overflow="fold")
+        table.add_column("checked against", overflow="fold")
+        table.add_column("result", overflow="fold", style="green")
         for check in self.checks:
             table.add_row(*map(Text, (check.part, check.against, check.result)))
         return table

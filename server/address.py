@@ -1,4 +1,4 @@
-"""Where a server listens, and why it cannot."""
+"""Where a server listens, and why it cannot; addresses as people write them."""
 
 from __future__ import annotations
 
@@ -89,6 +89,19 @@ def look_up(host: str, port: int) -> Address:
     except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be a name at all
         reason = error.strerror if isinstance(error, OSError) else error
         raise ListenError(f"cannot listen on {text}: the host is unknown ({reason}); set server.host") from error
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Of "host:port" or "[host]:port".
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    # Whole and in digits: a client would take a port modulo 65,536, and another one where there is none.
+    if not host or "/" in host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:50051")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _hold(holder: socket.socket, address: tuple[Any, ...]) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from recserve.server.bundle.errors import RecserveError
+from recserve.server.bundle.tables import stdout_console
 from recserve.server.config import Settings
 from recserve.server.loading import load_pipeline, load_users
 from recserve.server.pipeline.pipeline import Pipeline
@@ -75,11 +75,13 @@ class _Report:
         return result
 
     def print(self) -> None:
-        """To stdout, as wide as the terminal."""
-        table = Table("part", "outcome", "found", box=None, pad_edge=False, header_style="bold")
+        """To stdout, with every character: what was found may be two checksums that differ."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("part", "outcome", "found"):
+            table.add_column(name, overflow="fold")
         for part, outcome, found in self.rows:
             table.add_row(Text(part), outcome, Text("\n".join(map(printable, found.splitlines()))))
-        Console(highlight=False).print(table)
+        stdout_console().print(table)
 
 
 def _count(things: Sized, name: str) -> str:

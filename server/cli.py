@@ -33,6 +33,8 @@ _FLAGS = {
 }
 """Flags with a name of their own, and the keys that they set."""
 
+_MAX_INT32 = 2**31 - 1
+
 _MAX_SECONDS = 86_400
 """Nobody waits longer for an answer."""
 
@@ -297,7 +299,7 @@ def _add_call(parser: argparse.ArgumentParser) -> None:
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("request")
-    group.add_argument("--count", type=int, metavar="N")
+    group.add_argument("--count", type=_count, metavar="N")
     group.add_argument("--placement", default="", metavar="NAME", help="selects configured defaults")
     group.add_argument("--country", default="", metavar="CODE", help="ISO 3166-1 alpha-2")
     group.add_argument("--device", default="", metavar="NAME", help="the user's device")
@@ -339,11 +341,34 @@ def _add_output(parser: argparse.ArgumentParser, *, reasons: bool) -> None:
         help="print further commands to try, which show these item attributes; left out: all",
     )
     group = parser.add_argument_group("connection")
-    group.add_argument("--address", metavar="HOST:PORT", help="of the server; left out: where one listens by default")
+    group.add_argument(
+        "--address", type=_address, metavar="HOST:PORT", help="of the server; left out: where one listens by default"
+    )
     group.add_argument("--timeout", type=_timeout, default=5.0, metavar="SECONDS", help="the request's deadline")
     group.add_argument(
         "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="first wait until the server is ready"
     )
+
+
+def _address(text: str) -> str:
+    """The type of `--address`."""
+    from recserve.server.address import host_and_port, joined  # noqa: PLC0415
+
+    try:
+        return joined(*host_and_port(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    """The type of `--count`: what a request can hold; which of them are answered the server says."""
+    try:
+        count = int(text)
+    except ValueError:
+        count = _MAX_INT32 + 1
+    if not -_MAX_INT32 <= count <= _MAX_INT32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number up to {_MAX_INT32:,}")
+    return count
 
 
 def _seconds(text: str) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Final, cast
 
 import grpc
 from google.protobuf.any_pb2 import Any as Packed
@@ -13,11 +14,13 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from recserve.server.bundle.errors import RecserveError
+from recserve.server.bundle.tables import fits, stdout_console
 from recserve.server.text import own_command, printable
 from recserve.v1 import recommender_pb2 as pb
 from recserve.v1.recommender_pb2_grpc import RecommenderServiceStub
@@ -43,8 +46,6 @@ _DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata with a google.rpc.Status."""
 
 _POLL_S = 0.1
-
-_FILE_WIDTH = 160
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where a server listens that was not told otherwise."""
@@ -124,7 +125,7 @@ def _violations(packed: Packed) -> Iterator[str]:
 
 
 def render(answer: Answer, fields: Sequence[str] = ()) -> RenderableType:
-    """The answer as a headline and a table with a row per item.
+    """The answer as a headline and a table with a row per item; where that is too wide, with some lines per item.
 
     Args:
         answer: of any of the methods.
@@ -132,23 +133,45 @@ def render(answer: Answer, fields: Sequence[str] = ()) -> RenderableType:
     """
     names = _field_names(answer, fields)
     has_reasons = any(item.reasons for item in answer.items)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("rank", "score", "relevance"):
-        table.add_column(name, justify="right", no_wrap=True)  # texts give way, numbers never
-    table.add_column("item", overflow="fold")
-    for name in ("sources", *names, *(["reasons"] if has_reasons else [])):
-        table.add_column(Text(printable(name)), overflow="fold")
-    for item in answer.items:
-        table.add_row(*map(Text, _row(item, names, has_reasons=has_reasons)))
-    return Group(*(Text(line) for line in _headline(answer)), Text(), table)
+    headings = (*_KEYS, "sources", *map(printable, names), *(["reasons"] if has_reasons else []))
+    rows = [list(_row(item, names, has_reasons=has_reasons)) for item in answer.items]
+    items = _Items(headings, rows) if rows else Text(_NOTHING)
+    return Group(*(Text(line) for line in _headline(answer)), Text(), items)
+
+
+_KEYS: Final = ("rank", "score", "relevance", "item")
+_NOTHING: Final = "no item came back: none passes the filter, which is the server's where the request says nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """A table that finds out how wide it may be when it is printed."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for number, heading in enumerate(self.headings):
+            table.add_column(Text(heading), justify="right" if number < _KEYS.index("item") else "left")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        if fits(table, console, options):
+            yield table
+        else:
+            yield from self._below_each_other()
+
+    def _below_each_other(self) -> Iterator[RenderableType]:
+        for row in self.rows:
+            rank, score, relevance, item, *others = row
+            yield Text(f"{rank}. {item}  score {score}, relevance {relevance}", "bold", overflow="fold")
+            for heading, value in zip(self.headings[len(_KEYS) :], others, strict=True):
+                yield Padding(Text(f"{heading}: {value}", overflow="fold"), (0, 0, 0, 4))
 
 
 def show(answer: Answer, fields: Sequence[str] = ()) -> None:
-    """Print the answer to stdout, as wide as the terminal, or wide enough for a file."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_FILE_WIDTH)
-    console.print(render(answer, fields))
+    """Print the answer to stdout."""
+    stdout_console().print(render(answer, fields))
 
 
 def hint(address: str, user_id: str, answer: Answer, fields: Sequence[str] = ("*",)) -> str:

@@ -28,6 +28,7 @@ from recserve.server.loading import Loaded, load
 from recserve.server.pipeline.pipeline import Pipeline
 from recserve.server.rpc.app import RpcServer
 from recserve.server.rpc.servicer import RecommenderService
+from recserve.server.signals import end_at_once, heeded, hurries
 from recserve.server.state.embedded import EmbeddedStore
 from recserve.server.text import announce, own_command, pinned_clock, printable
 from recserve.server.version import this_version
@@ -53,7 +54,8 @@ def serve(settings: Settings, owner: Callable[[], Owner] | None = None) -> None:
 
     Args:
         settings: the configuration.
-        owner: makes who runs it; left out: SIGTERM and SIGINT stop it, and a second one ends the process at once.
+        owner: makes who runs it; left out: SIGTERM, SIGINT and SIGHUP stop it, and a second one ends the process at
+            once.
 
     Raises:
         ListenError: the address cannot be listened on.
@@ -129,7 +131,7 @@ class _Terminal:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.stop: asyncio.Future[None] = loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in heeded():
             loop.add_signal_handler(number, self._received, number)
 
     def announce(self, text: str) -> None:
@@ -140,10 +142,9 @@ class _Terminal:
         if not self.stop.done():
             logger.info("received %s", number.name)
             self.stop.set_result(None)
-            return
-        logger.warning("received %s again: stopping at once, requests in flight are cut off", number.name)
-        # Not sys.exit: a compute thread in the middle of a kernel would keep the interpreter waiting.
-        os._exit(128 + number)
+        elif hurries(number):
+            logger.warning("received %s again: stopping at once, requests in flight are cut off", number.name)
+            end_at_once(number)
 
 
 def _in_thread(work: Callable[[], T]) -> tuple[asyncio.Future[T], threading.Thread]:

@@ -28,11 +28,10 @@ from recserve.server.address import look_up
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.config import Settings
 from recserve.server.logs import configure_logging
+from recserve.server.signals import ENDING, heeded, hurries
 from recserve.server.text import announce
 
 logger = logging.getLogger(__name__)
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class WorkerError(RecserveError):
@@ -54,7 +53,7 @@ class _Failed:
 
 
 def serve(settings: Settings) -> None:
-    """Serve with `server.workers` processes until SIGTERM or SIGINT; a second signal ends them at once.
+    """Serve with `server.workers` processes until SIGTERM, SIGINT or SIGHUP; a second signal ends them at once.
 
     Raises:
         ListenError: the address cannot be listened on.
@@ -82,7 +81,7 @@ def _signals() -> Iterator[socket.socket]:
     with reading, writing:
         writing.setblocking(False)
         signal.set_wakeup_fd(writing.fileno())
-        for number in _SIGNALS:
+        for number in heeded():
             signal.signal(number, lambda *_: None)
         try:
             yield reading
@@ -97,11 +96,11 @@ def _signals_held_back() -> Iterator[None]:
     A worker that has not come as far as to ignore them would end of itself, and say so with a traceback.
     """
     resource_tracker.ensure_running()  # a process of multiprocessing's own; starting it lets signals through again
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 class _Workers:
@@ -164,13 +163,14 @@ class _Workers:
             logger.warning("%s ended %s instead of draining", process.name, how)
 
     def _received(self, number: signal.Signals) -> None:
-        if self._stopping:
+        if not self._stopping:
+            logger.info("received %s", number.name)
+            self._stop()
+        elif hurries(number):
             logger.warning("received %s again: stopping at once, requests in flight are cut off", number.name)
             for process in self._running.values():
                 process.kill()
             os._exit(128 + number)
-        logger.info("received %s", number.name)
-        self._stop()
 
     def _stop(self, problem: str = "") -> None:
         """Tell all to drain; what is told first is why."""
@@ -186,9 +186,9 @@ class _Workers:
 
 def _work(settings: Settings, number: int, parent: Connection) -> None:
     """The main function of a worker."""
-    for each in _SIGNALS:  # a terminal and service managers send them to all processes: the first one decides
+    for each in ENDING:  # a terminal and service managers send them to all processes: the first one decides
         signal.signal(each, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # held back since it was started: see _signals_held_back
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # held back since it was started: see _signals_held_back
     configure_logging(settings.log.level, f"worker {number}: ")
     from recserve.server.lifecycle import serve as serve_alone  # noqa: PLC0415  gRPC starts here, not in the parent
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 from rich.console import Console
 
-from recserve.exporters.cli import INTERRUPTED
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.extras import install_hint
 
@@ -36,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(
             console, "interrupted; nothing is left of what was not complete, and an earlier result is as it was"
         )
-        return INTERRUPTED
+        return 128 + signal.SIGINT  # as shells expect of a command that a signal has ended
     return 0
 
 
 def _print_error(console: Console, message: str) -> None:
-    console.print(message, style="red", highlight=False, markup=False)
+    # No markup, for hints have brackets; and a line that is copied stays one.
+    console.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def _make(data: Path, out: Path, *, replace: bool, console: Console) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.table import Table
-from rich.text import Text
 
 from recserve.exporters.evaluation.answers import AFTER, BEFORE, FULL, UNION
 from recserve.exporters.evaluation.bootstrap import Estimate
@@ -30,6 +28,7 @@ from recserve.exporters.evaluation.results import (
 )
 from recserve.exporters.evaluation.times import shown_time
 from recserve.exporters.spec import EvaluationMode
+from recserve.server.bundle.tables import Grid
 
 TITLES: Final[Mapping[EvaluationMode, str]] = {
     "all": "everything they took counts",
@@ -133,34 +132,27 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------------- terminal
 
 
-def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
+def evaluation_tables(evaluation: Evaluation) -> Iterator[Grid]:
     """For the terminal: one table a mode, and one for the sources."""
     for name, mode in evaluation.modes.items():
         title = f"{' '.join(evaluation.bundle)}, mode {name}: {mode.users:,} users, {TITLES[name]}"
-        table = _table(title, "", f"{NDCG} [95%]", *COLUMNS[1:], "full is better by")
-        for system, figures in mode.systems.items():
-            cells = [_with_interval(figures[NDCG]), *(_cell(figures, column) for column in COLUMNS[1:])]
-            difference = mode.differences.get(system)
-            cells.append(_with_interval(difference, "+") if difference else "")
-            table.add_row(Text(system), *map(Text, cells), style="bold" if system == FULL else "")
-        yield table
-    table = _table(f"{evaluation.recall_name} of the sources", "", *(f"{name} [95%]" for name in evaluation.modes))
-    for source in next(iter(evaluation.modes.values())).recall:
-        table.add_row(Text(source), *(Text(_with_interval(mode.recall[source])) for mode in evaluation.modes.values()))
-    yield table
+        headings = ("", f"{NDCG} [95%]", *COLUMNS[1:], "full is better by")
+        yield Grid(title, headings, [_row(system, mode) for system in mode.systems])
+    title = f"{evaluation.recall_name} of the sources"
+    sources = next(iter(evaluation.modes.values())).recall
+    rows = [(each, *(_with_interval(mode.recall[each]) for mode in evaluation.modes.values())) for each in sources]
+    yield Grid(title, ("", *(f"{name} [95%]" for name in evaluation.modes)), rows)
+
+
+def _row(system: str, mode: ModeResult) -> list[str]:
+    figures, difference = mode.systems[system], mode.differences.get(system)
+    others = (_cell(figures, column) for column in COLUMNS[1:])
+    return [system, _with_interval(figures[NDCG]), *others, _with_interval(difference, "+") if difference else ""]
 
 
 def evaluation_notes(evaluation: Evaluation) -> list[str]:
     """What a reader of the figures should know of the data."""
     return list(_notes(evaluation))
-
-
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column(Text(first))
-    for column in columns:
-        table.add_column(Text(column), justify="right")
-    return table
 
 
 def _with_interval(each: Estimate, sign: str = "") -> str:

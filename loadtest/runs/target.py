@@ -24,6 +24,7 @@ from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.runs.signals import uninterrupted
 from recserve.loadtest.runs.watch import check_watchable
 from recserve.loadtest.workload.requests import Message
+from recserve.server.address import host_and_port, joined
 from recserve.server.client import CallError, call
 
 START_SECONDS: Final = 600.0
@@ -49,7 +50,7 @@ class Target:
     @property
     def address(self) -> str:
         """As gRPC writes it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return joined(self.host, self.port)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -58,10 +59,10 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises:
         TargetError: it is not of that form.
     """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise TargetError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:50051")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    try:
+        return host_and_port(text)
+    except ValueError as error:
+        raise TargetError(str(error)) from error
 
 
 @contextlib.contextmanager

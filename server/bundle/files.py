@@ -118,11 +118,13 @@ def _manifest_text(root: Path, name: str) -> str:
 
 
 def _not_found(root: Path, name: str) -> str:
-    """An export writes bundles and snapshots side by side: the one is easily given for the other."""
+    """An export writes bundle and snapshot side by side: the one, or what holds both, is easily given for the other."""
     wanted = _KINDS[name]
     found = next((kind for manifest, kind in _KINDS.items() if (root / manifest).is_file()), None)
     if found is None:
-        return f"{root} holds no manifest: it is not what an export wrote"
+        below = sorted(path.parent for path in root.glob(f"[!.]*/{name}"))  # not of exports that still run
+        hint = f"; give the {wanted} in it: {below[0]}" if below else ": it is not what an export wrote"
+        return f"{root} holds no manifest{hint}"
     return f"{root} is a {found}, not a {wanted}: give the directory of a {wanted}"
 
 

@@ -213,7 +213,8 @@ def _anchored(path: KeyPath, value: Value, base: Path) -> Value:
         return {name: _anchored((*path, name), child, base) for name, child in value.items()}
     if isinstance(value, list):
         return [_anchored((*path, str(index)), child, base) for index, child in enumerate(value)]
-    return str(base / value) if key.kind == "path" and isinstance(value, str) else value
+    # No path at all is left as it is, for validation to name.
+    return str(base / value) if key.kind == "path" and isinstance(value, str) and value else value
 
 
 def _from_environment(environment: Mapping[str, str]) -> list[Assignment]:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     AwareDatetime,
+    BeforeValidator,
     Field,
     ValidationInfo,
     field_validator,
@@ -42,7 +43,14 @@ def _refuse_nul(path: Path) -> Path:
     return path
 
 
-Directory = Annotated[Path, AfterValidator(_refuse_nul)]
+def _refuse_empty(path: object) -> object:
+    """It would be the directory in which the server starts, which nobody means by it."""
+    if path == "":
+        raise ValueError("is empty: name a directory")
+    return path
+
+
+Directory = Annotated[Path, BeforeValidator(_refuse_empty), AfterValidator(_refuse_nul)]
 
 
 class ServerSettings(Section):
@@ -84,8 +92,8 @@ class ServerSettings(Section):
         default=10.0,
         ge=0,
         le=3600,
-        description="How long requests in flight may take to finish after SIGTERM, at least `default_deadline_ms`; "
-        "what takes longer is cut off, and the process ends about a second later.",
+        description="How long requests in flight may take to finish after SIGTERM, SIGINT or SIGHUP, at least "
+        "`default_deadline_ms`; what takes longer is cut off, and the process ends about a second later.",
         json_schema_extra=unit("s"),
     )
     reflection: bool = Field(

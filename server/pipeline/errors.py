@@ -59,7 +59,7 @@ class UnknownItemsError(RequestError):
     def __init__(self, item_ids: Sequence[str]) -> None:
         self.item_ids = tuple(item_ids)
         shown = ", ".join(self.item_ids[:20]) + (", …" if len(self.item_ids) > 20 else "")
-        super().__init__(f"none of the {len(self.item_ids)} items is in the catalogue: {shown}")
+        super().__init__(f"no item that is asked about is in the catalogue: {shown}")
 
 
 class BundleLacksError(RequestError):

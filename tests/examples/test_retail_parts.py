@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from examples.online_retail.__main__ import main
 from examples.online_retail.clean import Events, clean
 from examples.online_retail.content import describe
 from examples.online_retail.figures import BEGIN, END, renew
@@ -183,3 +185,11 @@ def test_the_readme_shows_the_stored_figures() -> None:
     assert BEGIN in readme
     assert END in readme
     assert renew(readme, metrics) == readme
+
+
+def test_without_pytorch_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "examples.online_retail.run", None)
+    assert main(["--data", "transactions.parquet"]) == 1
+    assert "pip install 'recserve[cpu,export,torch]'" in capsys.readouterr().err

@@ -168,15 +168,16 @@ def test_demo_with_a_seed_that_is_none(run: Run, tmp_path: Path, seed: int) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_ends_with_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_interrupts_ends_with_one_line(tmp_path: Path, number: signal.Signals) -> None:
     """The specification is a pipe that nobody writes to: once it is open, the command waits for its text."""
     os.mkfifo(tmp_path / "shop.toml")
     command = [sys.executable, "-m", "recserve.exporters.cli", "build", tmp_path / "shop.toml", "--out", tmp_path / "o"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process, (tmp_path / "shop.toml").open("w"):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (128 + number, "")
     assert err == "recserve-export: interrupted; nothing is left of what was not complete\n"
 
 
@@ -235,3 +236,25 @@ def test_inspect_does_not_load_what_only_exports_need(complete_bundle: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+INTERRUPTED = """
+import signal
+from pathlib import Path
+from recserve.exporters import cli, export, specfile, writer
+
+def export_all(spec, users, out, console):
+    with writer.BundleWriter(out) as opened:
+        opened.text("features.json", "")
+        signal.raise_signal(signal.SIGTERM)
+
+specfile.read_spec = lambda path: (None, None)
+export.export_all = export_all
+raise SystemExit(cli.main(["build", "shop.toml", "--out", "out"]))
+"""
+
+
+def test_sigterm_leaves_nothing_of_an_export(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=tmp_path, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

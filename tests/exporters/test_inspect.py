@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from recserve.server.bundle.snapshot import open_snapshot
 Make = Callable[..., Path]
 
 
-def shown(what: RenderableType) -> str:
-    console = Console(width=160, record=True, file=io.StringIO())
+def shown(what: RenderableType, width: int = 160) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(what)
     return console.export_text()
 
@@ -92,12 +93,19 @@ def test_diff_tells_what_was_removed_added_and_changed(
     tiny_schema["features"][0]["name"] = "cost"
     other = tiny_bundle(items=items, schema=tiny_schema, version="2", edit=add_forest, target=tmp_path / "other")
     cells = cells_of(shown(diff_bundles(tiny_bundle(), other)))
-    assert ("version", "1", "2") in cells
-    assert ("items", "-1: item-000", "+1: [bold]new") in cells
-    assert ("features", "-1: price", "+1: cost") in cells
-    assert ("forest click", "—", "XGBoost, 31 trees, 8 features, 0.5") in cells
-    assert ("metric ndcg@20", "—", "0.4125") in cells
+    assert ("version", "1 → 2") in cells
+    assert cells >= {("items", "-1: item-000"), ("", "+1: [bold]new")}
+    assert cells >= {("features", "-1: price"), ("", "+1: cost")}
+    assert ("forest click", "— → XGBoost, 31 trees, 8 features, 0.5") in cells
+    assert ("metric ndcg@20", "— → 0.4125") in cells
     assert any(what == "feature definitions" for what, *_ in cells)
+
+
+def test_names_of_files_are_whole_in_a_narrow_terminal(tiny_bundle: Make, tiny_items: pa.Table, tmp_path: Path) -> None:
+    found = diff_bundles(tiny_bundle(), tiny_bundle(items=tiny_items[::-1], target=tmp_path / "other"))
+    names = re.findall(r"[\w/]+\.\w+", shown(found))
+    assert len(names) > 2
+    assert [name for name in names if name not in shown(found, width=62)] == []
 
 
 def test_a_bundle_does_not_differ_from_itself(tiny_bundle: Make) -> None:

@@ -24,6 +24,7 @@ from recserve.exporters.export import export_bundle
 from recserve.exporters.figures import calibration_figure, map_figure
 from recserve.exporters.spec import EvaluationSpec
 from recserve.server.bundle.reader import open_bundle
+from recserve.server.bundle.tables import terminal_table
 from recserve.server.pipeline.golden_set import GoldenSet
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -177,14 +178,19 @@ def test_the_evaluation_page_says_how_well_and_for_whom(evaluation: Evaluation) 
     assert ", on trial: the placement has none" in text
 
 
-def test_the_tables_show_every_system_and_source(evaluation: Evaluation) -> None:
-    console = Console(file=io.StringIO(), width=220)
-    console.print(*evaluation_tables(evaluation))
+@pytest.mark.parametrize("width", [220, 80])
+def test_the_tables_show_every_system_and_source(evaluation: Evaluation, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(*map(terminal_table, evaluation_tables(evaluation)))
     printed = console.file.getvalue()
     assert "mode all: 60 users" in printed
     assert "mode first" in printed
     for name in ("full", "ann", "als", "popular", "own", "again", "union"):
-        assert f" {name} " in printed
+        assert re.search(rf"^\W*{name} ", printed, re.MULTILINE)
+    for grid in evaluation_tables(evaluation):
+        for cell in (cell for row in grid.rows for cell in row[1:]):
+            assert cell in printed
+    assert max(map(len, printed.splitlines())) <= width
 
 
 @pytest.mark.parametrize("observed", [[0.0, 0.5], [0.0, 0.0], [1.0, 1.0], [0.001, 0.2]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from google.protobuf.json_format import Parse
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
-from recserve.server import cli, client
+from recserve.server import check, cli, client
 from recserve.server.config import ServerSettings
 from recserve.server.text import printable
 from recserve.v1 import recommender_pb2 as pb
@@ -32,8 +33,8 @@ def parse(*arguments: str) -> object:
     return options.request(options)
 
 
-def text_of(answer: client.Answer, *fields: str) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def text_of(answer: client.Answer, *fields: str, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(client.render(answer, fields))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -221,14 +222,18 @@ def test_hints_can_be_pasted_into_a_shell() -> None:
     assert "--address" not in client.hint(client.DEFAULT_ADDRESS, "", answer)
 
 
-def test_numbers_are_whole_in_a_narrow_terminal() -> None:
-    fields = {f"field_{number}": pb.AttributeValue(text="some words " * 5) for number in range(6)}
+def test_words_and_numbers_are_whole_in_a_narrow_terminal() -> None:
+    fields = {f"field_{number}": pb.AttributeValue(text="uninterrupted words") for number in range(6)}
     item = pb.Recommendation(item_id="item-00001", rank=1, score=0.2899, relevance=0.2597, fields=fields)
-    console = Console(file=io.StringIO(), width=80)
-    console.print(client.render(pb.RecommendResponse(items=[item]), ["*"]))
-    text = console.file.getvalue()  # type: ignore
-    assert "relevance" in text
-    assert "   1  0.2899     0.2597  " in text
+    lines = text_of(pb.RecommendResponse(items=[item]), "*", width=80).splitlines()
+    assert lines[-8].rstrip() == "1. item-00001  score 0.2899, relevance 0.2597"
+    assert [line.strip() for line in lines[-6:]] == [f"field_{number}: uninterrupted words" for number in range(6)]
+
+
+def test_an_answer_without_items_says_why() -> None:
+    text = text_of(pb.RecommendResponse())
+    assert "no item came back: none passes the filter" in text
+    assert "relevance" not in text
 
 
 def test_a_hint_shows_the_fields_that_it_is_given() -> None:
@@ -252,7 +257,7 @@ def test_no_server(recserve: Run) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
-    [(("--user", "\udcff"), "surrogates not allowed"), (("--user", "u", "--count", "9" * 20), "range")],
+    [(("--user", "\udcff"), "surrogates not allowed"), (("--user", "u", "--placement", "\udcff"), "surrogates")],
 )
 def test_a_value_that_no_message_can_hold(recserve: Run, arguments: tuple[str, ...], why: str) -> None:
     found = recserve("call", "recommend", *arguments)
@@ -276,6 +281,32 @@ def test_no_request_is_answered_in_no_time(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         parse("recommend", "--user", "u", "--timeout", "0")
     assert "within 0 seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["99999999999", "9" * 20, "9" * 5000, "-2147483648", "ten", "1.5"])
+def test_a_count_that_no_request_can_hold(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit):
+        parse("recommend", "--user", "u", f"--count={count}")
+    assert f"argument --count: {count!r} is not a whole number up to 2,147,483,647" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost", "127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1:", ":50051", "h:http", "h:٣", "http://127.0.0.1:50051"],
+)
+def test_what_is_no_address(capsys: pytest.CaptureFixture[str], address: str) -> None:
+    with pytest.raises(SystemExit):
+        parse("recommend", "--user", "u", "--address", address)
+    message = f"argument --address: {address!r} is not HOST:PORT, such as 127.0.0.1:50051"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "address"), [("localhost:1", "localhost:1"), ("[::1]:1", "[::1]:1"), ("::1:50051", "[::1]:50051")]
+)
+def test_addresses(text: str, address: str) -> None:
+    options = cli._parser().parse_args(["call", "recommend", "--user", "u", "--address", text])
+    assert options.address == address
 
 
 def test_the_default_address_is_where_a_server_listens_by_default() -> None:
@@ -367,7 +398,7 @@ def test_check_tells_what_would_be_served(
 ) -> None:
     bundle, canary = tiny_bundle(), tiny_bundle(target=tmp_path / "canary", version="2")
     arguments = ("--bundle", f"{bundle}", "--bundle", f"canary={canary}", "--snapshot", f"{tiny_snapshot()}")
-    found = recserve("check", *arguments, COLUMNS="300")
+    found = recserve("check", *arguments)
     assert found.returncode == 0, found.stderr
     _, *rows = [line.split() for line in found.stdout.splitlines()]
     assert [row[: row.index("ok") + 1] for row in rows] == [
@@ -384,13 +415,24 @@ def test_check_looks_at_everything_even_where_a_part_fails(
 ) -> None:
     bundle, snapshot = tiny_bundle(), tiny_snapshot(schema=other_schema)
     arguments = ("--bundle", "a=/none", "--bundle", f"b={bundle}", "--snapshot", f"{snapshot}")
-    found = recserve("check", *arguments, COLUMNS="300")
+    found = recserve("check", *arguments)
     assert found.returncode == 1
     assert "no such directory: /none" in found.stdout
     assert [line.split()[:3] for line in found.stdout.splitlines()[1:5]] == [
         ["configuration", "ok", "2"], ["front", "ok", "grpc,"], ["bundle", "a", "failed"], ["bundle", "b", "ok"],
     ]  # fmt: skip
     assert "does not fit bundle" in found.stdout
+    assert len(set(re.findall(r"\b[0-9a-f]{64}\b", found.stdout))) == 2, "the two checksums that differ"
+
+
+def test_nothing_of_a_check_is_cut_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=40)
+    monkeypatch.setattr(check, "stdout_console", lambda: console)
+    report = check._Report()
+    report.add("users", check._FAILED, "0123456789" * 6)
+    report.print()
+    words = console.file.getvalue().split()  # type: ignore[attr-defined]
+    assert "".join(word for word in words if word.isdigit()) == "0123456789" * 6
 
 
 def test_check_without_any_bundle_to_tie_users_to(recserve: Run) -> None:

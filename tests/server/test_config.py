@@ -321,6 +321,14 @@ def test_a_bundle_where_no_path_leads(toml_file: TomlFile) -> None:
     assert found["bundles.0.path"][1] == "holds a NUL character (\\u0000), which no path can have: remove it"
 
 
+@pytest.mark.parametrize("key", ["bundles.0.path", "state.snapshot"])
+def test_no_path_is_not_the_place_where_the_server_starts(toml_file: TomlFile, key: str) -> None:
+    text = '[[bundles]]\npath = ""\n[state]\nsnapshot = ""\n'
+    assert problems(file=toml_file(text))[key][1] == "is empty: name a directory"
+    environment = {"RECSERVE_BUNDLES": '[{path = ""}]', "RECSERVE_STATE__SNAPSHOT": ""}
+    assert problems(environment=environment)[key][1] == "is empty: name a directory"
+
+
 def test_a_name_with_a_line_break_stays_on_its_line(toml_file: TomlFile) -> None:
     file = toml_file('[placements."ho\\nme"]\n')
     flag = Assignment.from_text(("placements", "b\n", "mmr_weight"), "2", "flag --set placements.b\n.mmr_weight")

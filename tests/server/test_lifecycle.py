@@ -369,7 +369,47 @@ def test_a_kernel_that_does_not_return_does_not_keep_the_process(
     assert isinstance(call.exception(30), grpc.RpcError)
 
 
-def test_a_second_signal_stops_at_once(start_server: Start, callers: ThreadPoolExecutor, tiny_bundle: Make) -> None:
+def test_a_closed_terminal_finishes_what_is_in_flight(
+    start_server: Start, callers: ThreadPoolExecutor, tiny_bundle: Make
+) -> None:
+    """SIGHUP comes twice then, by the shell and by the system."""
+    server = start_server("--bundle", f"{tiny_bundle()}", *SLOW, "--set", "server.drain_seconds=60")
+    calls = calls_in_flight(callers, server.wait_until_ready(), 4)
+    server.send(signal.SIGHUP)
+    server.wait_for_log("draining")
+    server.send(signal.SIGHUP)
+    assert not all(call.done() for call in calls), "something has to be in flight for this test to mean anything"
+    assert [len(call.result(60).answers) for call in calls] == [REQUESTS] * len(calls)
+    assert server.wait() == 0
+    assert "received SIGHUP" in server.log
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_after_nohup_a_closed_terminal_is_nothing(tiny_bundle: Make, workers: str) -> None:
+    ignoring = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {MAIN}"
+    arguments = ("--bundle", f"{tiny_bundle()}", "--workers", workers)
+    with serving(ignoring, *arguments, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split(" is ready on ")[1].split(": ")[0]
+        server.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGHUP)
+        assert health_of(address) == SERVING
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert "SIGHUP" not in log
+
+
+def test_a_second_signal_stops_at_once(
+    start_server: Start,
+    callers: ThreadPoolExecutor,
+    tiny_bundle: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", f"{temporary}")
     server = start_server("--bundle", f"{tiny_bundle()}", *SLOW)
     calls = calls_in_flight(callers, server.wait_until_ready(), 4)
     server.send(signal.SIGINT)
@@ -378,3 +418,4 @@ def test_a_second_signal_stops_at_once(start_server: Start, callers: ThreadPoolE
     assert server.wait() == 128 + signal.SIGTERM
     assert "received SIGTERM again: stopping at once" in server.log
     assert any(isinstance(call.exception(60), grpc.RpcError) for call in calls)
+    assert list(temporary.iterdir()) == []

@@ -70,7 +70,8 @@ def test_connections_are_spread_over_the_workers(start: Start, front: str) -> No
     assert sum(int(hits) for _, hits, _ in found) == CONNECTIONS - 2
 
 
-def test_draining_finishes_what_is_in_flight_in_all_workers(start: Start, front: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_draining_finishes_what_is_in_flight_in_all_workers(start: Start, front: str, number: signal.Signals) -> None:
     """Also where the signal reaches the workers, too, as of a terminal or a service manager."""
     server = start(
         "--set", f"server.front={front}", "--set", "compute.max_batch=1", "--set", "server.drain_seconds=60"
@@ -89,7 +90,7 @@ def test_draining_finishes_what_is_in_flight_in_all_workers(start: Start, front:
         while not any(call.done() for call in calls):
             time.sleep(0.005)
         for pid in (*workers_of(server), server.process.pid):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, number)
         server.wait_for_log("worker 1: .*draining")
         assert not all(call.done() for call in calls), "something has to be in flight for this test to mean anything"
         assert [len(call.result(60).answers) for call in calls] == [256] * 8

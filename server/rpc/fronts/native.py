@@ -33,6 +33,7 @@ from recserve.server.config import ServerSettings
 from recserve.server.rpc.errors import FrontError
 from recserve.server.rpc.fronts.grpcio import server_options
 from recserve.server.rpc.servicer import SERVICE, RecommenderService
+from recserve.server.signals import temporary
 
 _METHODS: Final = tuple(method.name for method in SERVICE.methods)
 """By the number that pygrpc-native gives them."""
@@ -84,6 +85,7 @@ class NativeFront:
         """See `Front`."""
         try:
             self._folder = tempfile.TemporaryDirectory(prefix="recserve-")
+            temporary.add(self._folder)
             path = Path(self._folder.name) / "others.sock"
             self.others.add_insecure_port(f"unix:{path}")
         except (OSError, RuntimeError) as error:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -154,6 +155,14 @@ def test_no_directory_and_no_manifest(tmp_path: Path) -> None:
         open_bundle(tmp_path / "absent")
     with pytest.raises(BundleNotFoundError, match=r"file manifest\.json"):
         open_bundle(tmp_path)
+
+
+def test_a_directory_that_holds_a_bundle_names_it(tiny_bundle: Make) -> None:
+    """As an export's own directory does."""
+    bundle = tiny_bundle()
+    shutil.copytree(bundle, bundle.with_name(".bundle.exporting-00000000"))
+    with pytest.raises(BundleNotFoundError, match=re.escape(f"; give the bundle in it: {bundle} (")):
+        open_bundle(bundle.parent)
 
 
 @pytest.mark.parametrize("verify", [True, False])
