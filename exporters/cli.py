@@ -16,6 +16,7 @@ from rich.console import Console
 
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.extras import install_hint
+from recserve.server.bundle.replacing import is_replaceable, replace_text
 from recserve.server.bundle.tables import stdout_console, terminal_table
 
 ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
@@ -178,9 +179,9 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
         )
     try:
         if options.out:
-            _write(options.out, json.dumps(evaluation.to_json(), indent=2) + "\n")
+            replace_text(options.out, json.dumps(evaluation.to_json(), indent=2) + "\n")
         if options.report:
-            _write(options.report, render_evaluation(evaluation))
+            replace_text(options.report, render_evaluation(evaluation))
     finally:  # the figures took minutes: whichever place fails, the others have them
         stdout_console().print(*map(terminal_table, evaluation_tables(evaluation)), sep="\n")
     for note in evaluation_notes(evaluation):
@@ -200,28 +201,9 @@ def _check_writable(path: Path) -> None:
     if not path.parent.is_dir():
         raise ExportError(f"{path} cannot be written: there is no directory {path.parent}: make it")
     places = [path] if path.exists() else []
-    places += [] if _is_device(path) else [path.resolve().parent]
+    places += [path.resolve().parent] if is_replaceable(path) else []
     if not all(os.access(place, os.W_OK) for place in places):
         raise ExportError(f"{path} cannot be written: this user has no right to: choose another place")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write all of a file or nothing: what was there stays until the new is complete."""
-    if _is_device(path):
-        path.write_text(text, encoding="utf-8")
-        return
-    target = path.resolve()  # a link stays one
-    partial = target.with_name(f".{target.name}.writing")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _is_device(path: Path) -> bool:
-    """Whether a path is nothing that could be replaced, such as /dev/stdout or a pipe."""
-    return path.exists() and not path.is_file()
 
 
 def _demo(options: argparse.Namespace, console: Console) -> None:

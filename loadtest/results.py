@@ -17,6 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from recserve.loadtest.runs.errors import ResultError
+from recserve.server.bundle.replacing import is_replaceable, partial_of, replace_text
 from recserve.server.pipeline.host import this_host
 
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
@@ -127,10 +128,10 @@ def _probe(path: Path) -> None:
     if path.exists():
         with path.open("ab"):
             pass
-    if _is_replaceable(path):
-        beside = _beside(path)
-        beside.touch()
-        beside.unlink()
+    if is_replaceable(path):
+        partial = partial_of(path)
+        partial.touch()
+        partial.unlink()
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -139,31 +140,6 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     head = json.dumps({**rest, "results": []}, indent=1).removesuffix("]\n}")
     rows = ",\n".join(f"  {json.dumps(row)}" for row in content["results"])
     replace_text(path, f"{head}\n{rows}\n ]\n}}\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: who is interrupted, or finds no room, keeps what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not _is_replaceable(path):
-        path.write_text(text, "utf-8")
-        return
-    beside = _beside(path)
-    try:
-        beside.write_text(text, "utf-8")
-        beside.replace(path.resolve())
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _is_replaceable(path: Path) -> bool:
-    """Not what something else is behind, such as /dev/stdout."""
-    return path.is_file() or not path.exists()
-
-
-def _beside(path: Path) -> Path:
-    """Where it is written before it takes its place; beside the file, where a link points to one."""
-    place = path.resolve()
-    return place.with_name(f".{place.name}.{os.getpid()}")
 
 
 def table(title: str, measurements: Sequence[Measurement]) -> Table:

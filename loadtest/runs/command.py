@@ -18,7 +18,7 @@ from rich.console import Console
 from recserve.loadtest.arguments import cores, natural, not_negative, pause, positive, precision, rising, whole
 from recserve.loadtest.generator.pacing import arrivals
 from recserve.loadtest.grids import terminal_table
-from recserve.loadtest.results import check_writable, replace_text, write
+from recserve.loadtest.results import check_writable, write
 from recserve.loadtest.runs.compare import compare, differences, grid, invalid_runs, read_results, shown
 from recserve.loadtest.runs.document import at_least, load_document, problems_of, runs_grid
 from recserve.loadtest.runs.ending import Ending
@@ -31,6 +31,7 @@ from recserve.loadtest.workload.recording import load_recording
 from recserve.loadtest.workload.requests import POOL, Sources, messages_of, one_of_each
 from recserve.loadtest.workload.scenario import DEFAULT, Scenario, load_scenario, shipped_scenarios
 from recserve.server.bundle.reader import open_bundle
+from recserve.server.bundle.replacing import replace_text
 from recserve.server.bundle.snapshot import open_snapshot
 from recserve.server.config import load_settings
 

@@ -12,7 +12,8 @@ import pytest
 from recserve.loadtest.cli import main
 from recserve.loadtest.clusters import clustered_vectors
 from recserve.loadtest.kernels import measure_kernels
-from recserve.loadtest.results import Measurement, check_writable, document, replace_text, time_call
+from recserve.loadtest.results import Measurement, check_writable, document, time_call
+from recserve.server.bundle.replacing import replace_text
 
 
 def test_vectors_are_seeded_clustered_and_of_length_one() -> None:
