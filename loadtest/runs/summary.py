@@ -97,7 +97,9 @@ def _line(row: Mapping[str, Any], loads: Sequence[str], *, memory: bool) -> tupl
     params = row["params"]
     cpu, rate = (row[name] for name in FIGURES)
     return (
-        ", ".join((params["scenario"], row["name"], *(f"{name} {params[name]}" for name in loads if name in params))),
+        ", ".join(
+            (params["scenario"], row["name"], *(f"{name} {_plain(params[name])}" for name in loads if name in params))
+        ),
         f"{len(rate)}",
         milliseconds(statistics.median(cpu) if cpu else None),
         milliseconds(min(cpu, default=None)),
@@ -105,6 +107,11 @@ def _line(row: Mapping[str, Any], loads: Sequence[str], *, memory: bool) -> tupl
         f"{max(rate):,.0f}",
         *((f"{statistics.median(row[MEMORY]):,.0f}",) if memory else ()),
     )
+
+
+def _plain(value: object) -> str:
+    """A rate of 1000.0 as it was asked for."""
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -78,6 +78,13 @@ def test_runs_of_different_loads_are_lines_of_their_own() -> None:
     ]
 
 
+def test_rates_are_shown_as_they_were_asked_for() -> None:
+    slow, fast = run("few", "a", 2.0, 100), run("few", "a", 0.5, 2000)
+    slow["results"][0]["params"]["rate"], fast["results"][0]["params"]["rate"] = 1000.0, 0.5
+    [grid] = summary_grids(together(slow, fast))
+    assert [row[0] for row in grid.rows] == ["few, a, rate 1000", "few, a, rate 0.5"]
+
+
 def test_cpu_time_that_nobody_read_is_a_dash() -> None:
     content = run("few", "a", 0.5, 100)
     content["results"][0]["cpu_ms_per_request"] = None
