@@ -7,20 +7,17 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 
 from recserve.server.bundle.errors import RecserveError
 from recserve.server.bundle.extras import install_hint
+from recserve.server.bundle.interrupts import ENDING, handled
 from recserve.server.bundle.replacing import is_replaceable, replace_text
 from recserve.server.bundle.tables import stdout_console, terminal_table
-
-ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
-"""Besides Ctrl-C: being told to end, and a terminal that is closed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
-        with _interrupting():
+        with handled(ENDING, _interrupt):
             options.run(options, console)
     except (RecserveError, OSError) as error:
         _print_error(console, str(error))
@@ -48,21 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@contextmanager
-def _interrupting() -> Iterator[None]:
-    """What ends the command counts as Ctrl-C, so that what it began is removed; after `nohup`, SIGHUP is ignored."""
-
-    def interrupt(number: int, _: object) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    before = {each: signal.getsignal(each) for each in ENDING if signal.getsignal(each) is not signal.SIG_IGN}
-    for each in before:
-        signal.signal(each, interrupt)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+def _interrupt(number: int, _: object) -> NoReturn:
+    """What ends the command counts as Ctrl-C, so that what it began is removed."""
+    raise KeyboardInterrupt(number)
 
 
 def _print_error(console: Console, message: str) -> None:

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Final
 
 from recserve.loadtest.runs.once import Row, RunCutShort
-from recserve.loadtest.runs.signals import ENDING, handled
 from recserve.server.bundle.errors import RecserveError
+from recserve.server.bundle.interrupts import ENDING, handled
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C, as of a shell's commands."""
