@@ -13,10 +13,8 @@ from recserve.server.pipeline.filters import PURCHASE_EVENT
 from recserve.server.pipeline.pipeline import Pipeline
 from recserve.server.pipeline.placement import placement_problems, resolve
 from recserve.server.pipeline.settings import PlacementSettings
-from recserve.server.pipeline.types import ItemFilter, Query, QueryKind, Quota, RerankOptions
+from recserve.server.pipeline.types import DEFAULT_COUNT, ItemFilter, Query, QueryKind, Quota, RerankOptions
 
-COUNT: Final = 20
-"""Items per answer, as a server answers requests that do not say."""
 TRIAL_MMR: Final = 0.7
 """Shows what diversity would cost where the placement has none."""
 
@@ -69,7 +67,7 @@ def make_requests(pipeline: Pipeline, placement: PlacementSettings, mode: Evalua
     asked = resolve(placement, pipeline)
     base = Query(
         kind=QueryKind.RECOMMEND,
-        count=COUNT,
+        count=DEFAULT_COUNT,
         time_us=time_us,
         context=ColumnValues.missing(pipeline.bundle.schema.context_layout, 1),
         filter=ItemFilter(in_stock=asked.in_stock, exclude_purchased=excludes_purchased(placement, mode)),

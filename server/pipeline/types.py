@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from recserve.kernels.features import ColumnValues
 
 Rows = NDArray[np.int64]
 """Item rows of one bundle."""
+
+DEFAULT_COUNT: Final = 20
+"""Items in the answer to a request that names no number."""
 
 
 def no_rows() -> Rows:
@@ -129,7 +132,7 @@ class Query:
 
     kind: QueryKind
     user_id: str = ""
-    count: int = 20
+    count: int = DEFAULT_COUNT
     time_us: int
     """Microseconds since 1970 UTC; everything time-dependent uses this."""
     context: ColumnValues

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from recserve.server.bundle.registry import BundleRegistry
 from recserve.server.config import DEFAULT_PLACEMENT, Settings
 from recserve.server.pipeline.errors import NotReadyError, UnknownItemsError
-from recserve.server.pipeline.types import Query, QueryKind, RerankOptions, Rows
+from recserve.server.pipeline.types import DEFAULT_COUNT, Query, QueryKind, RerankOptions, Rows
 from recserve.server.rpc import limits, validate
 from recserve.server.rpc.answer_cache import request_key
 from recserve.server.rpc.placements import Placement, Placements
@@ -79,7 +79,7 @@ class Converter:
         validate.check_recommend(request, problems)
         place = self._place(request, problems)
         resolver, context, defaults = place.resolver, request.context, place.placement.settings
-        count = request.count if request.HasField("count") else limits.DEFAULT_COUNT
+        count = request.count if request.HasField("count") else DEFAULT_COUNT
         query = Query(
             kind=QueryKind.RECOMMEND,
             user_id=request.user_id,
@@ -112,7 +112,7 @@ class Converter:
         validate.check_similar(request, problems)
         place = self._place(request, problems)
         resolver, context = place.resolver, request.context
-        count = request.count if request.HasField("count") else limits.DEFAULT_COUNT
+        count = request.count if request.HasField("count") else DEFAULT_COUNT
         alpha = request.alpha if request.HasField("alpha") else self._similar.alpha
         behaviour, content = self._spaces(place.pipeline, alpha, problems)
         given, unknown = resolver.items(request.item_ids)

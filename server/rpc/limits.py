@@ -15,9 +15,8 @@ ID_BYTES: Final = MAX_ID_BYTES
 TEXT_BYTES: Final = 256
 """Longest name or other short text: request id, bundle, placement, device, language, category, field, feature."""
 
-DEFAULT_COUNT: Final = 20
 MAX_COUNT: Final = 500
-"""Items in an answer of Recommend or SimilarItems."""
+"""Items in an answer of Recommend or SimilarItems; without a count, `recserve.server.pipeline.types.DEFAULT_COUNT`."""
 
 MAX_RANKED: Final = 5_000
 """Items that RankItems takes, and therefore answers."""

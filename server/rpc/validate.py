@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from recserve.server.bundle.layout import MAX_WEIGHT
+from recserve.server.pipeline.types import DEFAULT_COUNT
 from recserve.server.rpc import limits
 from recserve.server.rpc.problems import Problems, quoted
 from recserve.v1 import recommender_pb2 as pb
@@ -56,7 +57,7 @@ def check_batch(request: pb.BatchRecommendRequest, problems: Problems) -> None:
     """A BatchRecommendRequest as a whole; its requests are checked one by one, each for itself."""
     if not _sized("requests", len(request.requests), "requests", limits.MAX_BATCH_REQUESTS, problems, at_least=1):
         return
-    counts = (each.count if each.HasField("count") else limits.DEFAULT_COUNT for each in request.requests)
+    counts = (each.count if each.HasField("count") else DEFAULT_COUNT for each in request.requests)
     total = sum(count for count in counts if 1 <= count <= limits.MAX_COUNT)  # others are refused by themselves
     if total > limits.MAX_BATCH_ITEMS:
         problems.reject("requests", f"counts must add up to at most {limits.MAX_BATCH_ITEMS}, but they are {total}")
