@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return execute(arguments)
     except KeyboardInterrupt:  # while all of that is imported, too, which takes a second
-        print("recserve-loadtest: interrupted, nothing was measured", file=sys.stderr)
+        print("recserve-loadtest: interrupted; nothing is left of what was not complete", file=sys.stderr)
         return INTERRUPTED
     except ImportError as error:
         from recserve.server.bundle.extras import install_hint  # noqa: PLC0415  only here, for who presses Ctrl-C early

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from recserve.loadtest.runs.command import add_commands
 from recserve.loadtest.runs.errors import UsageError
 from recserve.loadtest.versus.command import add_versus
 from recserve.server.bundle.errors import RecserveError
+from recserve.server.bundle.interrupts import ENDING, handled
 
 USAGE: Final = 2
 """Exit status where options do not go together, as argparse's own."""
@@ -31,12 +33,17 @@ KERNEL_SETS: Final = (BASICS, FOREST, RETRIEVAL)
 def execute(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the result is its exit status.
 
+    SIGTERM and SIGHUP count as Ctrl-C: servers that were started have sessions of their own, and would go on alone, and
+    what is half made would stay.
+
     Raises:
         ImportError: an optional dependency is missing that only some commands need.
+        KeyboardInterrupt: such a signal came where the command has nothing to save.
     """
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        with handled(ENDING, signal.default_int_handler):
+            status: int = options.run(options)
     except UsageError as error:
         print(f"recserve-loadtest {options.command}: {error}", file=sys.stderr)
         return USAGE

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from types import TracebackType
 from typing import Final
 
 from recserve.loadtest.runs.once import Row, RunCutShort
 from recserve.server.bundle.errors import RecserveError
-from recserve.server.bundle.interrupts import ENDING, handled
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C, as of a shell's commands."""
@@ -17,9 +15,6 @@ INTERRUPTED: Final = 130
 
 class Ending:
     """Takes what ends a block early: Ctrl-C, a target that goes away, and errors that are told in words.
-
-    SIGTERM and SIGHUP count as Ctrl-C within it: servers that were started have sessions of their own, and would go on
-    alone.
 
     Attributes:
         problem: in words; empty: the block has come to its end.
@@ -33,12 +28,9 @@ class Ending:
         self.row: Row | None = None
 
     def __enter__(self) -> Ending:
-        self._signals = handled(ENDING, signal.default_int_handler)
-        self._signals.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        self._signals.__exit__(None, None, None)
         match error:
             case RunCutShort():
                 self.problem, self.row = str(error), error.row

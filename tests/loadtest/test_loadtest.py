@@ -119,7 +119,7 @@ sys.meta_path.insert(0, CtrlC())
 sys.exit(main(["run"]))
 """
     done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True, check=False)
-    assert done.stderr == "recserve-loadtest: interrupted, nothing was measured\n"
+    assert done.stderr == "recserve-loadtest: interrupted; nothing is left of what was not complete\n"
     assert done.returncode == 130
 
 

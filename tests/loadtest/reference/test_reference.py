@@ -7,6 +7,8 @@ import io
 import json
 import multiprocessing
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,19 @@ def test_an_interrupted_build_leaves_nothing_to_be_taken_for_a_workload(tmp_path
         "snapshot",
         "workload.json",
     ]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_end_leaves_no_half_made_workload(tmp_path: Path, sent: signal.Signals) -> None:
+    command = (sys.executable, "-m", "recserve.loadtest.cli", "workload", "small", "--out", str(tmp_path / "small"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob(".small.exporting-*")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "recserve-loadtest: interrupted; nothing is left of what was not complete"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("field", "value"), [("items", 99), ("users", 59)])

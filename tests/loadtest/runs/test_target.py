@@ -24,6 +24,7 @@ from recserve.loadtest.runs.errors import TargetError
 from recserve.loadtest.runs.signals import uninterrupted
 from recserve.loadtest.runs.target import Target, parse_address, probe, started_server
 from recserve.loadtest.runs.watch import check_watchable
+from recserve.server.bundle.interrupts import ENDING, handled
 from recserve.v1 import recommender_pb2 as pb
 
 MESSAGES = [pb.RecommendRequest(user_id="user-00")]
@@ -149,7 +150,8 @@ def test_a_signal_in_the_very_moment_of_the_start_leaves_no_server(
             signal.raise_signal(sent)  # before anybody else knows of the process
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    with Ending() as ending, started_server(tmp_path / "server.toml"):
+    as_ctrl_c = handled(ENDING, signal.default_int_handler)
+    with as_ctrl_c, Ending() as ending, started_server(tmp_path / "server.toml"):
         pass
     assert ending.problem == "interrupted"
     (server,) = started
@@ -159,7 +161,7 @@ def test_a_signal_in_the_very_moment_of_the_start_leaves_no_server(
 def test_a_command_under_nohup_outlives_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Ending() as ending, uninterrupted():
+        with handled(ENDING, signal.default_int_handler), Ending() as ending, uninterrupted():
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
