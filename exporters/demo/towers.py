@@ -147,9 +147,13 @@ class Tower:
     inputs: Sequence[InputSpec]
 
     def vectors(self, inputs: Inputs) -> Floats32:
-        """float32 [n, dim] of length 1, computed by scikit-learn."""
+        """float32 [n, dim] of length 1, computed by scikit-learn.
+
+        In double, rounded once: BLAS adds up in another order for other numbers of rows, and in float32 a user's vector
+        would tell who else was asked for.
+        """
         with threadpool_limits(1, "blas"):
-            return unit(self.network.predict(self.encoder.encode(inputs)).astype(np.float32))
+            return unit(self.network.predict(self.encoder.encode(inputs).astype(np.float64)).astype(np.float32))
 
     def onnx_model(self) -> onnx.ModelProto:
         """Encoder, network and normalisation as one graph, from the named inputs to "vector"."""
